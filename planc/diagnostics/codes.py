@@ -1,0 +1,96 @@
+"""The one table of diagnostic codes. It feeds `planc explain CODE` and the docs; a code is never reused.
+
+0xx reading · 1xx spec cross-checks · 2xx placement and memory · 3xx graph · 5xx export · 9xx our own fault.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Code(NamedTuple):
+    """What a code means: a short title, and what to do about it."""
+
+    title: str
+    explanation: str
+    since: str = "0.1"
+    status: str = "stable"
+
+
+CODES: dict[str, Code] = {
+    # 0xx: reading
+    "PLN001": Code("file cannot be read", "The file does not exist, is a folder, or may not be read by this user."),
+    "PLN002": Code("not a text file", "planc reads UTF-8 text. The byte offset of the first bad byte is given."),
+    "PLN003": Code("file is too large", "Specs are at most 4 MB and plans at most 512 MB; larger files are refused."),
+    "PLN004": Code("malformed YAML or JSON", "The text breaks the syntax at the place shown."),
+    "PLN005": Code("duplicate key", "A mapping has one key twice; YAML would silently keep the last."),
+    "PLN006": Code("include cycle", "A model or cluster file names itself as its base, directly or through others."),
+    "PLN007": Code(
+        "unknown preset or file",
+        "A model, cluster or GPU is named by a file (relative to the spec) or by a preset that ships with planc.",
+    ),
+    "PLN008": Code("bad override", "`--set` takes KEY=VALUE with a dotted key, such as `--set workload.batch=512`."),
+    "PLN009": Code("file is nested too deeply", "At most 32 levels and 200,000 values, aliases expanded."),
+    "PLN010": Code("unknown key", "The schema has no such key. `planc schema spec` prints every key."),
+    "PLN011": Code("missing key", "A key that has no default is absent."),
+    "PLN012": Code("wrong type", "The value has another type than the schema wants."),
+    "PLN013": Code(
+        "bad quantity",
+        "Quantities are text with a unit: `64 GB`, `80 GiB`, `1.8 TB/s`, `400 TFLOPS`, `100 us`, `60 %`.",
+    ),
+    "PLN014": Code("value out of range", "The number is below or above what the key allows."),
+    "PLN015": Code("not one of the choices", "The key takes one of a fixed list of words."),
+    "PLN016": Code(
+        "bad name", "Names are 1 to 100 printable characters on one line, without quotes, backslashes, `<` or `>`."
+    ),
+    "PLN017": Code("output cannot be written", "The output folder cannot be made or written; earlier output is kept."),
+    "PLN018": Code("not a plan", "The file is not a plan.json of a schema this version of planc reads."),
+    "PLN019": Code(
+        "unknown architecture",
+        "import-hf knows the architectures it lists. For another one, write the model file by hand with the named keys.",
+    ),
+    "PLN020": Code("field not found in config.json", "import-hf never guesses: a needed field is absent or unusable."),
+    # 1xx: cross-checks of the spec
+    "PLN101": Code("top-k exceeds the experts", "A token cannot choose more experts than a layer has."),
+    "PLN102": Code("layer kinds contradict", "first_k_dense, moe_stride, moe_layers and moe must agree with layers."),
+    "PLN103": Code("attention sizes contradict", "KV heads divide heads; MLA names its ranks and head parts."),
+    "PLN104": Code("tp does not divide the heads", "Attention is sharded by heads, so tp divides the head count."),
+    "PLN105": Code("tp leaves its NVLink domain", "A TP group lies inside one NVLink domain and divides it."),
+    "PLN106": Code("degrees do not fill the cluster", "world_size = dp × pp × ep equals the cluster's GPUs."),
+    "PLN107": Code("degree does not divide", "tp and expert_tp divide ep; widths are divided by the degree that shards them."),
+    "PLN108": Code("stages do not match the layers", "Each pipeline stage holds a contiguous run of at least one layer."),
+    "PLN109": Code("expert groups contradict", "groups divides experts, and top_groups is between 1 and groups."),
+    "PLN110": Code("no peak FLOPS for the dtype", "The GPU gives no peak for the dtype the model computes in."),
+    "PLN111": Code("options exclude each other", "The two options named cannot hold together."),
+    # 2xx: placement and memory
+    "PLN201": Code("memory overflow", "A rank needs more bytes than its GPU has; the itemised sum is shown."),
+    "PLN202": Code("more experts than slots", "on_overflow: error rejects a plan whose experts exceed the slots."),
+    "PLN203": Code("relaxed expert rule", "More experts than slots: a rank runs its experts one after another, in rounds."),
+    "PLN204": Code("no degrees fit", "No combination of the degrees left on auto satisfies the rule and memory."),
+    "PLN205": Code("not large EP", "Large EP means ep ≥ 16."),
+    "PLN206": Code("batch is padded", "Every TP group runs the same number of tokens, so the batch is rounded up."),
+    "PLN207": Code("size is padded", "A width is rounded up to a multiple of the degree that shards it."),
+    "PLN208": Code("figure left out", "A figure of every op would be too large to open; redraw a part with filters."),
+    # 3xx: the graph
+    "PLN301": Code("cycle among blocks", "The quotient graph of op blocks has a cycle, so the plan cannot run."),
+    "PLN302": Code("cycle among ops", "The expanded graph has a cycle, so the plan cannot run."),
+    "PLN303": Code("op is not connected", "Every op is reachable from the input and reaches the output."),
+    "PLN304": Code("shapes do not match", "An edge's shape differs from what its ends write and read."),
+    "PLN305": Code("dtypes do not match", "An edge's dtype differs from what its ends write and read."),
+    "PLN306": Code("layouts do not match", "An edge's layout differs from what its ends write and read."),
+    "PLN307": Code("partial sum misused", "A partial sum is reduced exactly once before anything else reads it."),
+    "PLN308": Code("op has no GPU", "Every op names a rank of the world, and every collective its group."),
+    "PLN309": Code("communication marked wrongly", "An edge is communication exactly when its ends' ranks differ."),
+    "PLN310": Code("expert rule broken", "A rank holds more experts than the rule allows, or two copies of one."),
+    "PLN311": Code("expert without a copy", "Every expert of every layer has at least one copy in every replica."),
+    "PLN312": Code("graph contradicts placement", "An expert op runs on a rank that does not hold that expert."),
+    "PLN313": Code("tokens are not conserved", "Every dispatched token reaches top_k experts and comes back top_k times."),
+    "PLN314": Code("op does not match its kind", "An op's inputs and outputs are not those its kind has."),
+    "PLN315": Code("memory table is wrong", "The plan's memory table differs from what its placement needs."),
+    "PLN316": Code("file differs from the plan", "A figure or document no longer says what plan.json says."),
+    "PLN317": Code("duplicate op or edge", "Op names are unique, a rank runs a block once, and an edge exists once."),
+    # 5xx: output in other formats
+    "PLN501": Code("needs the dot program", "PNG and PDF are drawn by Graphviz's `dot`; SVG and DOT never need it."),
+    # 9xx: our own fault
+    "PLN900": Code("internal fault", "A fault in planc itself. Please report it with the spec that caused it."),
+}

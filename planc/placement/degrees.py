@@ -1,0 +1,264 @@
+"""Degrees left on `auto`: every candidate in order of preference, the first that is legal and fits memory wins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from planc.diagnostics import Diagnostic, PlancError
+from planc.placement.experts import Placement, check_rule, place_experts
+from planc.placement.memory import MemoryTable, memory_table
+from planc.placement.mesh import Parallelism, tp_groups_fit
+from planc.placement.overflow import overflow_fault
+from planc.placement.stages import Degrees, make_parallelism
+from planc.spec import ExpertRule, Spec
+from planc.spec.model import expert_parameters
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Degrees with the reason for each, who holds what, and the bytes that follow."""
+
+    par: Parallelism
+    reasons: dict[str, str]
+    placement: Placement
+    memory: MemoryTable
+
+
+def resolve(spec: Spec) -> Placed:
+    """Choose the degrees and place the experts.
+
+    Raises PlancError with the 1xx faults of the degrees given, or PLN201, PLN202 or PLN204 with the arithmetic.
+    """
+    faults: list[Diagnostic] = []
+    tried = 0
+    refused: Counter[str] = Counter()
+    closest: Placed | None = None
+    passed_over: dict[str, list[str]] = {"dp": [], "pp": [], "ep": [], "tp": [], "expert_tp": []}
+    candidates = list(_candidates(spec))
+    filling = [d for d in candidates if d["dp"] * d["pp"] * d["ep"] == spec.cluster.gpus]
+    for degrees in filling or candidates:
+        tried += 1
+        found = degree_faults(spec, degrees)
+        if not found:
+            par = make_parallelism(spec, degrees)
+            found = rule_faults(spec, par)
+        if found:
+            faults += found
+            refused.update({d.code for d in found})
+            continue
+        placement = place_experts(spec, par)
+        memory = memory_table(spec, par, placement)
+        placed = Placed(par, _reasons(spec, par, passed_over), placement, memory)
+        if memory.fits:
+            return placed
+        _note_refusal(spec, placed, passed_over)
+        refused["PLN201"] += 1
+        if closest is None or memory.headroom.min() > closest.memory.headroom.min():
+            closest = placed
+    raise PlancError(_refusal(spec, faults, tried, refused, closest))
+
+
+def _refusal(
+    spec: Spec, faults: list[Diagnostic], tried: int, refused: Counter[str], closest: Placed | None
+) -> list[Diagnostic]:
+    """Why no candidate was taken: the faults that all share, else the closest one with its arithmetic."""
+    counts = Counter(dict.fromkeys(faults, 0))
+    counts.update(faults)
+    shared = [fault for fault, n in counts.items() if n == tried]
+    if shared:
+        return shared
+    if closest is None:
+        reasons = tuple(f"{n} of {tried} candidates: {code}" for code, n in sorted(refused.items()))
+        examples = tuple(dict.fromkeys(f.message for f in faults))[:4]
+        message = f"none of {tried} combinations of the degrees on auto is legal"
+        return [spec.fault("PLN204", message, "parallelism", "give a degree, or change the cluster", reasons + examples)]
+    fault = overflow_fault(spec, closest.par, closest.placement, closest.memory)
+    if tried == 1:
+        return [fault]
+    p = closest.par
+    message = f"none of {tried} combinations of the degrees on auto fits; the closest is dp {p.dp}, pp {p.pp}, ep {p.ep}, tp {p.tp}"
+    return [spec.fault("PLN204", message, "parallelism", fault.hint, (fault.message, *fault.related))]
+
+
+# --- candidates ---------------------------------------------------------------------------------------------------
+
+def _divisors(n: int) -> list[int]:
+    small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
+
+
+def _candidates(spec: Spec) -> Iterator[Degrees]:
+    """Degrees in order of preference: few stages; the smallest EP group with a slot for every expert, else the
+    largest; unsplit experts; small tp."""
+    asked, gpus = spec.parallelism, spec.cluster.gpus
+    stages = [len(asked.stages)] if asked.stages else None
+    pps = [asked.pp] if asked.pp != "auto" else stages or [d for d in _divisors(gpus) if d <= spec.model.layers]
+    tps = [asked.tp] if asked.tp != "auto" else [d for d in _divisors(spec.cluster.smallest_domain())]
+    splits = [asked.expert_tp] if asked.expert_tp != "auto" else _expert_splits(spec)
+    for pp in pps:
+        for ep in _ep_candidates(spec, pp):
+            dp = asked.dp if asked.dp != "auto" else max(1, gpus // (pp * ep))
+            for expert_tp in splits:
+                for tp in tps:
+                    yield {"dp": dp, "pp": pp, "ep": ep, "tp": tp, "expert_tp": expert_tp}
+
+
+def _expert_splits(spec: Spec) -> list[int]:
+    """1, and more only where one whole expert does not fit the smallest GPU."""
+    smallest = min(g.gpu.memory * (1 - g.gpu.reserve) for g in spec.cluster.groups)
+    whole = expert_parameters(spec.model) * spec.model.bytes_of("expert_weights")
+    return [1] if whole <= smallest else _divisors(spec.cluster.smallest_domain())
+
+
+def _ep_candidates(spec: Spec, pp: int) -> list[int]:
+    asked, gpus = spec.parallelism, spec.cluster.gpus
+    if asked.ep != "auto":
+        return [asked.ep]
+    if asked.dp != "auto":
+        return [max(1, gpus // (asked.dp * pp))]
+    wanted = _experts_wanting_a_rank(spec, pp)
+    options = _divisors(max(1, gpus // pp))
+    roomy = [d for d in options if d >= wanted]
+    return roomy + sorted((d for d in options if d < wanted), reverse=True)
+
+
+def _experts_wanting_a_rank(spec: Spec, pp: int) -> int:
+    moe, rule = spec.model.moe, spec.expert_rule
+    if moe is None:
+        return 1
+    if not isinstance(rule, ExpertRule):
+        return min(moe.experts, spec.cluster.smallest_domain())  # traditional EP stays inside a node
+    experts = moe.experts if rule.scope == "layer" else moe.experts * -(-len(spec.model.moe_layer_ids) // pp)
+    return -(-experts // rule.slots_per_gpu)
+
+
+# --- legality -----------------------------------------------------------------------------------------------------
+
+
+def degree_faults(spec: Spec, d: Degrees) -> list[Diagnostic]:
+    """Every rule of the mesh that the degrees break."""
+    model, cluster, faults = spec.model, spec.cluster, []
+
+    def fault(code: str, message: str, key: str, hint: str = "") -> None:
+        faults.append(spec.fault(code, message, f"parallelism.{key}", hint))
+
+    dp, pp, ep, tp, expert_tp = d["dp"], d["pp"], d["ep"], d["tp"], d["expert_tp"]
+    world = dp * pp * ep
+    if world != cluster.gpus:
+        message = f"dp {dp} × pp {pp} × ep {ep} = {world} GPUs, but the cluster has {cluster.gpus}"
+        blame = next((k for k in ("ep", "dp", "pp") if getattr(spec.parallelism, k) != "auto"), "ep")
+        fault("PLN106", message, blame, _fill_hint(spec, d))
+    if pp > model.layers:
+        fault("PLN108", f"pp {pp} exceeds the {model.layers} layers", "pp")
+    if ep % tp:
+        fault("PLN107", f"tp {tp} does not divide ep {ep}", "tp")
+    if ep % expert_tp:
+        fault("PLN107", f"expert_tp {expert_tp} does not divide ep {ep}", "expert_tp")
+    for name, degree in (("tp", tp), ("expert_tp", expert_tp)):
+        if degree > cluster.smallest_domain() or not tp_groups_fit(cluster, degree):
+            message = f"{name} {degree} leaves an NVLink domain of {cluster.smallest_domain()} GPUs"
+            fault("PLN105", message, name, f"{name} divides every NVLink domain")
+    faults += _width_faults(spec, tp, expert_tp)
+    return faults
+
+
+def _fill_hint(spec: Spec, d: Degrees) -> str:
+    others = d["pp"] * d["ep"]
+    if spec.cluster.gpus % others == 0:
+        return f"dp {spec.cluster.gpus // others} fills it"
+    per_node = spec.cluster.groups[0].gpus_per_node
+    world = d["dp"] * others
+    return f"{world // per_node} nodes of {per_node} would do" if world % per_node == 0 else "set one of dp, pp, ep to auto"
+
+
+def _width_faults(spec: Spec, tp: int, expert_tp: int) -> list[Diagnostic]:
+    model, a = spec.model, spec.model.attention
+    faults = []
+    if a.heads % tp:
+        fit = [t for t in _divisors(a.heads) if t <= spec.cluster.smallest_domain()]
+        hint = f"degrees that do: {', '.join(map(str, fit))}"
+        faults.append(spec.fault("PLN104", f"tp {tp} does not divide the {a.heads} attention heads", "parallelism.tp", hint))
+    if a.kind == "gqa" and a.kv_heads % tp and tp % a.kv_heads:
+        message = f"tp {tp} neither divides the {a.kv_heads} KV heads nor is a multiple of them"
+        faults.append(spec.fault("PLN104", message, "parallelism.tp"))
+    widths = [("dense_mlp.intermediate", model.dense_mlp.intermediate, tp)] if model.dense_layer_ids and model.dense_mlp else []
+    if model.moe is not None:
+        widths.append(("moe.intermediate", model.moe.intermediate, expert_tp))
+        if model.moe.shared_width and spec.parallelism.gating == "leader":
+            widths.append(("moe.shared_intermediate", model.moe.shared_width, tp))
+    if spec.parallelism.tp_comm == "reduce_scatter":
+        widths.append(("hidden", model.hidden, tp))
+    for key, width, degree in widths:
+        if width % degree:
+            name = "expert_tp" if key == "moe.intermediate" else "tp"
+            message = f"{name} {degree} does not divide {key} {width}"
+            faults.append(spec.fault("PLN107", message, f"parallelism.{name}"))
+    return faults
+
+
+def rule_faults(spec: Spec, par: Parallelism) -> list[Diagnostic]:
+    """PLN202 when the experts exceed the slots and the rule says so."""
+    needed, slots = check_rule(spec, par)
+    rule = spec.expert_rule
+    if not isinstance(rule, ExpertRule) or rule.on_overflow != "error" or needed <= slots:
+        return []
+    message = f"scope {rule.scope}: {needed} experts need a slot, but {par.holders} × {rule.slots_per_gpu} = {slots} slots exist"
+    return [spec.fault("PLN202", message, "expert_rule.on_overflow", overflow_hint(spec, par, needed))]
+
+
+def overflow_hint(spec: Spec, par: Parallelism, needed: int) -> str:
+    """The GPUs that would lift a shortage of expert slots."""
+    rule = spec.expert_rule
+    slots = rule.slots_per_gpu if isinstance(rule, ExpertRule) else 1
+    ep = -(-needed // slots) * par.expert_tp
+    gpus = ep * par.pp * par.dp
+    per_node = spec.cluster.groups[0].gpus_per_node
+    more = -(-(gpus - spec.cluster.gpus) // per_node)
+    fewer_replicas = spec.cluster.gpus // (par.pp * ep)
+    hint = f"ep {ep} needs {gpus} GPUs with dp {par.dp}: add {more} nodes of {per_node}"
+    if par.dp > 1 and fewer_replicas >= 1:
+        hint += f", or set dp {fewer_replicas} and ep {spec.cluster.gpus // (fewer_replicas * par.pp)}"
+    return hint
+
+
+# --- reasons ------------------------------------------------------------------------------------------------------
+
+
+def _note_refusal(spec: Spec, placed: Placed, passed_over: dict[str, list[str]]) -> None:
+    """Remember why a candidate was passed over, under the first key on auto that could change it."""
+    par, memory = placed.par, placed.memory
+    rank = memory.fullest
+    text = f"{memory.used[rank] / 1e9:.1f} of {memory.capacity[rank] / 1e9:.1f} GB"
+    for key in ("tp", "expert_tp", "ep", "dp", "pp"):
+        if getattr(spec.parallelism, key) == "auto":
+            passed_over[key].append(f"{key} {getattr(par, key)} needs {text} on rank {rank}")
+            return
+
+
+def _reasons(spec: Spec, par: Parallelism, passed_over: dict[str, list[str]]) -> dict[str, str]:
+    asked, moe = spec.parallelism, spec.model.moe
+    why: dict[str, str] = {}
+    for key in ("dp", "pp", "ep", "tp", "expert_tp"):
+        if getattr(asked, key) != "auto":
+            why[key] = "given in the spec"
+    domain = spec.cluster.smallest_domain()
+    why.setdefault("tp", f"smallest degree inside a {domain}-GPU NVLink domain that divides {spec.model.attention.heads} heads and fits memory")
+    why.setdefault("pp", "fewest pipeline stages that fit memory")
+    why.setdefault("dp", f"{spec.cluster.gpus} GPUs ÷ (pp {par.pp} × ep {par.ep})")
+    why.setdefault("expert_tp", "one expert fits one rank" if par.expert_tp == 1 else "one expert does not fit one rank")
+    if moe is None:
+        why.setdefault("ep", "smallest group that fits memory; the model has no experts")
+    elif par.holders * (spec.expert_rule.slots_per_gpu if isinstance(spec.expert_rule, ExpertRule) else 1) >= moe.experts:
+        why.setdefault("ep", f"smallest divisor of the GPUs with a slot for each of {moe.experts} experts that fits memory")
+    else:
+        why.setdefault("ep", f"largest EP group the cluster has; {moe.experts} experts share it in rounds")
+    if asked.stages is not None:
+        why["stages"] = "given in the spec"
+    elif par.pp > 1:
+        why["stages"] = "contiguous runs with the smallest largest sum of bytes read per step"
+    for key, texts in passed_over.items():
+        if texts and getattr(asked, key) == "auto":
+            why[key] += f" ({'; '.join(dict.fromkeys(texts[-3:]))})"
+    return why

@@ -1,0 +1,61 @@
+"""Pipeline stages: contiguous runs of layers, uneven where that balances what a rank reads."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planc.placement.memory import kv_bytes_per_token
+from planc.placement.mesh import Parallelism
+from planc.spec import Spec
+from planc.spec.model import attention_parameters, dense_mlp_parameters, expert_parameters, shared_parameters
+
+#: dp, pp, ep, tp and expert_tp before the mesh is made
+Degrees = dict[str, int]
+
+
+def make_parallelism(spec: Spec, degrees: Degrees) -> Parallelism:
+    """The mesh of legal degrees, with its pipeline stages balanced by the bytes a rank reads per layer."""
+    asked = spec.parallelism
+    if asked.stages:
+        ends = [sum(asked.stages[: i + 1]) for i in range(len(asked.stages))]
+        stages = tuple(zip([0, *ends[:-1]], ends, strict=True))
+    else:
+        stages = balanced_stages(_layer_costs(spec, degrees), degrees["pp"])
+    return Parallelism(**degrees, stages=stages, gating=asked.gating, tp_comm=asked.tp_comm)
+
+
+def _layer_costs(spec: Spec, degrees: Degrees) -> list[float]:
+    """Bytes that a rank reads for each layer of a step: its weights there, and the KV cache of its sequences."""
+    model, tp = spec.model, degrees["tp"]
+    weight = model.bytes_of("weights")
+    groups = degrees["dp"] * max(1, degrees["ep"] // tp)
+    kv = -(-spec.workload.batch // groups) * spec.workload.context * kv_bytes_per_token(model, tp)
+    attention = sum(attention_parameters(model, tp)) * weight + kv
+    dense = dense_mlp_parameters(model) // tp * weight
+    moe = 0.0
+    if model.moe is not None:
+        share = max(1.0, model.moe.experts * degrees["expert_tp"] / degrees["ep"]) / degrees["expert_tp"]
+        moe = share * expert_parameters(model) * model.bytes_of("expert_weights") + shared_parameters(model) * weight
+    is_moe = set(model.moe_layer_ids)
+    return [attention + (moe if i in is_moe else dense) for i in range(model.layers)]
+
+
+def balanced_stages(costs: list[float], stages: int) -> tuple[tuple[int, int], ...]:
+    """Contiguous runs of layers with the smallest largest sum of costs; among equals, earlier stages hold more."""
+    n = len(costs)
+    prefix = np.concatenate([[0.0], np.cumsum(costs)])
+    best = np.full((stages + 1, n + 1), np.inf)
+    cut = np.zeros((stages + 1, n + 1), dtype=np.int64)
+    best[0, 0] = 0.0
+    for s in range(1, stages + 1):
+        for end in range(s, n + 1):
+            starts = np.arange(s - 1, end)
+            worst = np.maximum(best[s - 1, starts], prefix[end] - prefix[starts])
+            choice = int(len(worst) - 1 - np.argmin(worst[::-1]))
+            best[s, end], cut[s, end] = worst[choice], starts[choice]
+    bounds, end = [n], n
+    for s in range(stages, 0, -1):
+        end = int(cut[s, end])
+        bounds.append(end)
+    bounds.reverse()
+    return tuple(zip(bounds[:-1], bounds[1:], strict=True))

@@ -1,0 +1,152 @@
+"""What is asked of the plan: workload, target, parallelism, expert rule, placement policy, claims."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, PrivateAttr, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from planc.diagnostics import Diagnostic, Span
+from planc.spec.cluster import Cluster
+from planc.spec.fields import Degree, Name, PositiveSeconds, Strict
+from planc.spec.model import Model
+
+
+class Workload(Strict):
+    """The step that is planned. ``batch`` is the sequences in flight over the whole deployment; a decode step
+    computes one token of each, a prefill step ``prefill_chunk`` prompt tokens per TP group (0: one whole prompt).
+    The KV cache holds ``isl + osl`` tokens of every sequence."""
+
+    phase: Literal["decode", "prefill"] = "decode"
+    batch: Annotated[int, Field(ge=1, le=10**8)]
+    isl: Annotated[int, Field(ge=1, le=10**8)] = Field(description="input length in tokens")
+    osl: Annotated[int, Field(ge=0, le=10**8)] = Field(default=0, description="output length in tokens")
+    prefill_chunk: Annotated[int, Field(ge=0, le=10**8)] = 0
+    micro_batches: Annotated[int, Field(ge=1, le=64)] = 1
+
+    @property
+    def context(self) -> int:
+        """Tokens of KV cache that every sequence may need."""
+        return self.isl + self.osl
+
+
+class Target(Strict):
+    """What the deployment should reach."""
+
+    tps: Annotated[float, Field(gt=0, le=1e12, strict=False)] | None = None
+    tpot: PositiveSeconds | None = None
+    ttft: PositiveSeconds | None = None
+
+
+def _read_stages(value: object) -> tuple[int, ...]:
+    if isinstance(value, list) and value and all(type(v) is int and v >= 1 for v in value):
+        return tuple(value)
+    raise PydanticCustomError("wrong_type", "expected the layers of each stage, such as `[31, 30]`")
+
+
+Stages = Annotated[
+    tuple[int, ...], BeforeValidator(_read_stages), WithJsonSchema({"type": "array", "items": {"type": "integer"}})
+]
+
+
+def _read_degree(value: object) -> object:
+    if value == "auto" or (type(value) is int and 1 <= value <= 10**6):
+        return value
+    if type(value) is int:
+        raise PydanticCustomError("range", "{value} must be between 1 and 1,000,000", {"value": str(value)[:40]})
+    raise PydanticCustomError("wrong_type", "expected a whole number or `auto`")
+
+
+DegreeOrAuto = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(_read_degree),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}),
+]
+
+
+class ParallelismSpec(Strict):
+    """Degrees, or ``auto``. ``expert_tp`` shards one expert over ranks of an NVLink domain."""
+
+    dp: DegreeOrAuto = "auto"
+    pp: DegreeOrAuto = "auto"
+    ep: DegreeOrAuto = "auto"
+    tp: DegreeOrAuto = "auto"
+    expert_tp: DegreeOrAuto = "auto"
+    stages: Stages | None = Field(default=None, description="layers of each pipeline stage; default: balanced by cost")
+    gating: Literal["leader", "sharded"] = Field(
+        default="sharded", description="leader: the first rank of a TP group gates; sharded: each gates its tokens"
+    )
+    tp_comm: Literal["all_reduce", "reduce_scatter"] = "all_reduce"
+
+
+class ExpertRule(Strict):
+    """At most ``slots_per_gpu`` experts per GPU, of any one layer (``scope: layer``) or in all (``model``)."""
+
+    scope: Literal["layer", "model"] = "layer"
+    slots_per_gpu: Annotated[int, Field(ge=1, le=65536)] = 1
+    on_overflow: Literal["rounds", "error"] = "rounds"
+    spares: Literal["idle", "replicate"] = "idle"
+
+
+def _read_rule(value: object) -> object:
+    if isinstance(value, str) and value != "none":
+        raise PydanticCustomError("choice", "`{value}` is not an expert rule: give a mapping or `none`", {"value": value[:40]})
+    return value
+
+
+RuleOrNone = Annotated[ExpertRule | Literal["none"], BeforeValidator(_read_rule)]
+
+
+class PlacementSpec(Strict):
+    """How experts are assigned to ranks: a key of `planc.placement.POLICIES`."""
+
+    policy: Name = "linear"
+
+
+class Claim(Strict):
+    """A figure somebody stated about this deployment: data to check, never a number to reproduce."""
+
+    name: Name
+    source: Annotated[str, Field(max_length=500)] = ""
+    tps: Annotated[float, Field(gt=0, le=1e12, strict=False)] | None = None
+    tpot: PositiveSeconds | None = None
+    gpus: Degree | None = None
+    latency_split: dict[Name, Annotated[float, Field(ge=0, le=1, strict=False)]] | None = None
+
+
+class Spec(Strict):
+    """A whole deployment spec, includes and presets resolved.
+
+    `span` gives the place of a dotted key in the file it came from, and `sources` the stated source of a value;
+    both are empty for a spec made in code.
+    """
+
+    name: Name
+    description: Annotated[str, Field(max_length=2000)] = ""
+    model: Model
+    cluster: Cluster
+    workload: Workload
+    target: Target = Target()
+    parallelism: ParallelismSpec = ParallelismSpec()
+    expert_rule: RuleOrNone = ExpertRule()
+    placement: PlacementSpec = PlacementSpec()
+    claims: Annotated[tuple[Claim, ...], Field(max_length=64, strict=False)] = ()
+
+    _places: dict[str, Span] = PrivateAttr(default_factory=dict)
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Dotted key -> the source stated for its value."""
+        return self._sources
+
+    def span(self, dotted: str) -> Span | None:
+        """Place of the key's value, else of its nearest parent that has one."""
+        while dotted and dotted not in self._places:
+            dotted = dotted.rpartition(".")[0]
+        return self._places.get(dotted)
+
+    def fault(self, code: str, message: str, path: str, hint: str = "", related: tuple[str, ...] = ()) -> Diagnostic:
+        """An error at the place of ``path``."""
+        return Diagnostic(code, message, path, self.span(path), hint, related)
