@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from planc.diagnostics import Diagnostic, PlancError
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+from planc.diagnostics import Diagnostic, PlancError, Severity, Span
 from planc.graph import build_graph
 from planc.placement import POLICIES, Placed, check_rule, resolve, step_tokens
 from planc.placement.degrees import overflow_hint
 from planc.spec import ExpertRule, Spec, check_spec
-from planc.verify import Draft, VerifiedPlan, verify
+from planc.verify import Draft, VerifiedPlan, load_plan, plan_json, verify
 
 LARGE_EP = 16
 
@@ -40,7 +46,7 @@ def plan_notes(spec: Spec, placed: Placed) -> list[Diagnostic]:
     found: list[Diagnostic] = []
 
     def note(code: str, message: str, path: str, hint: str = "", *, warning: bool = False) -> None:
-        severity = "warning" if warning else "note"
+        severity: Severity = "warning" if warning else "note"
         found.append(Diagnostic(code, message, path, spec.span(path), hint, (), severity))
 
     needed, slots = check_rule(spec, par)
@@ -61,3 +67,109 @@ def plan_notes(spec: Spec, placed: Placed) -> list[Diagnostic]:
         message = f"no expert rule: up to {placed.placement.rounds} experts of a layer share a GPU and run one after another"
         note("PLN203", message, "expert_rule")
     return found
+
+
+# --- outputs --------------------------------------------------------------------------------------------------------
+
+FIGURES = ("comprehensive_moe_dag", "simplified_moe_dag", "detailed_expert_dag", "complete_deployment_dag")
+
+
+def outputs(plan: VerifiedPlan, figures: Iterable[str] = FIGURES) -> Iterator[tuple[str, str]]:
+    """(file name, text) of everything that a build writes, plan.json last; the same plan gives the same bytes.
+
+    The comprehensive figure is left out of plans with more than `planc.render.comprehensive.MAX_OPS` ops.
+    """
+    from planc.render import PAGE_FIGURES, comprehensive, dot, memory_svg, svg
+    from planc.report import document_html, document_markdown
+
+    captions: dict[str, str] = {}
+    pictures = {"memory.svg": memory_svg(plan)}
+    yield "memory.svg", pictures["memory.svg"]
+    for name in drawn(plan, figures):
+        if name in PAGE_FIGURES:
+            view = PAGE_FIGURES[name](plan)
+            captions[name] = view.title
+            pictures[f"{name}.svg"] = svg(view)
+            yield f"{name}.svg", pictures[f"{name}.svg"]
+            yield f"{name}.dot", dot(view)
+        else:
+            captions[name] = "every op of every layer on every GPU"
+            yield f"{name}.svg", comprehensive.comprehensive_svg(plan)
+            yield f"{name}.dot", comprehensive.comprehensive_dot(plan)
+    markdown = document_markdown(plan, captions)
+    yield "deployment_plan.md", markdown
+    yield "deployment_plan.html", document_html(plan, markdown, pictures)
+    yield "plan.json", plan_json(plan)
+
+
+def drawn(plan: VerifiedPlan, figures: Iterable[str]) -> list[str]:
+    """Those of the figures that the plan gets: a detailed figure needs experts, a comprehensive one a bounded size."""
+    from planc.render import comprehensive
+
+    names = [name for name in FIGURES if name in set(figures)]
+    if not plan.placement.layers:
+        names = [name for name in names if name != "detailed_expert_dag"]
+    if plan.blocks.op_count > comprehensive.MAX_OPS:
+        names = [name for name in names if name != "comprehensive_moe_dag"]
+    return names
+
+
+def write(plan: VerifiedPlan, folder: str | os.PathLike[str], figures: Iterable[str] = FIGURES) -> list[Path]:
+    """Write the plan's files into ``folder`` and return their paths.
+
+    All files are written to a temporary folder first and moved when they are whole, so an interrupted or failed build
+    leaves earlier output as it was. Figures of an earlier build that this one does not draw are removed. Raises
+    PlancError PLN017.
+    """
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".planc-", dir=target) as staging:
+            names = []
+            for name, text in outputs(plan, figures):
+                (Path(staging) / name).write_text(text, encoding="utf-8", newline="\n")
+                names.append(name)
+            stale = [f"{f}.{ext}" for f in FIGURES for ext in ("svg", "dot") if f"{f}.{ext}" not in names]
+            for name in names:
+                os.replace(Path(staging) / name, target / name)
+            for name in stale:
+                (target / name).unlink(missing_ok=True)
+    except OSError as error:
+        message = f"cannot write to {target}: {error.strerror or error}"
+        hint = "choose another folder with -o, or free some space; earlier output is as it was"
+        raise PlancError([Diagnostic("PLN017", message, hint=hint)]) from None
+    return [target / name for name in names]
+
+
+def verify_folder(folder: str | os.PathLike[str]) -> tuple[VerifiedPlan, list[str]]:
+    """Check a written plan from its files alone: plan.json by every rule of the verifier, and every other file that
+    a build writes against what the plan says. Returns the plan and the names of the files compared.
+
+    Raises PlancError with every fault found.
+    """
+    plan = load_plan(folder)
+    base = Path(folder) if Path(folder).is_dir() else Path(folder).parent
+    present = [name for name in FIGURES if (base / f"{name}.svg").exists() or (base / f"{name}.dot").exists()]
+    compared, faults = [], []
+    for name, text in outputs(plan, present):
+        path = base / name
+        if not path.exists():
+            faults.append(Diagnostic("PLN316", f"{name} is missing", span=Span(str(path), 1, 1), hint="build the plan again"))
+            continue
+        compared.append(name)
+        found = path.read_bytes()
+        if found != text.encode():
+            faults.append(_difference(path, found, text.encode()))
+    if faults:
+        raise PlancError(faults)
+    return plan, compared
+
+
+def _difference(path: Path, found: bytes, want: bytes) -> Diagnostic:
+    """The first line in which a file differs from what the plan says."""
+    pairs = zip_longest(found.split(b"\n"), want.split(b"\n"))
+    number, (a, b) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+    shown = [(text or b"(no such line)")[:100].decode("utf-8", "replace") for text in (a, b)]
+    message = f"{path.name} no longer says what plan.json says"
+    related = (f"found:  {shown[0]}", f"wanted: {shown[1]}")
+    return Diagnostic("PLN316", message, span=Span(str(path), number, 1), hint="build the plan again, or undo the edit", related=related)

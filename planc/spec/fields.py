@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from planc.units import EXAMPLES, parse_quantity
@@ -17,6 +17,12 @@ class Strict(BaseModel):
     """Frozen, no unknown keys, no silent conversion between types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _written(dimension: str) -> PlainSerializer:
+    """In JSON a quantity is text in its base unit, so that what was written can be read back as a spec."""
+    unit = {"bytes": "B", "bytes_per_s": "B/s", "flops": "FLOPS", "seconds": "s"}[dimension]
+    return PlainSerializer(lambda v: f"{int(v) if v == int(v) else repr(v)} {unit}", return_type=str, when_used="json")
 
 
 def _quantity(dimension: str, *, positive: bool = True) -> Any:
@@ -33,7 +39,7 @@ def _quantity(dimension: str, *, positive: bool = True) -> Any:
         return number
 
     schema = {"type": ["string", "number"], "examples": [EXAMPLES[dimension]]}
-    return Annotated[float, Field(strict=False), BeforeValidator(read), WithJsonSchema(schema)]
+    return Annotated[float, Field(strict=False), BeforeValidator(read), _written(dimension), WithJsonSchema(schema)]
 
 
 def _read_bytes(value: object) -> int:
@@ -46,7 +52,9 @@ def _read_bytes(value: object) -> int:
     return int(number)
 
 
-Bytes = Annotated[int, BeforeValidator(_read_bytes), WithJsonSchema({"type": "string", "examples": ["64 GB"]})]
+Bytes = Annotated[
+    int, BeforeValidator(_read_bytes), _written("bytes"), WithJsonSchema({"type": "string", "examples": ["64 GB"]})
+]
 BytesPerSecond = _quantity("bytes_per_s")
 Flops = _quantity("flops")
 Seconds = _quantity("seconds", positive=False)

@@ -19,6 +19,7 @@ from planc.spec.text import Located, Path_, decode, parse_yaml, read_bytes
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SIZED_CLUSTER = re.compile(r"(.+)-(\d{1,6})x(\d{1,4})")
 _MAX_BASES = 16
+_GROUP_KEYS = ("nodes", "gpus_per_node", "gpu", "nvlink_domain")
 
 
 def shipped_folder(name: str) -> Path:
@@ -35,8 +36,12 @@ def preset_names(kind: str) -> list[str]:
 def load_spec(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Spec:
     """Read a deployment spec; ``overrides`` are ``dotted.key=value`` texts that win over the file.
 
-    Raises PlancError with every fault found (0xx codes), sorted by position.
+    A bare name such as ``mixtral-8x7b`` is an example spec that ships with planc. Raises PlancError with every fault
+    found (0xx codes), sorted by position.
     """
+    shipped = shipped_folder("specs") / f"{path}.yaml"
+    if len(Path(path).parts) == 1 and not Path(path).exists() and shipped.is_file():
+        path = shipped
     located = _read(os.fspath(path), None)
     return spec_from_tree(_override(located, overrides), Path(path).parent, os.fspath(path))
 
@@ -51,6 +56,13 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     located = _resolve(Located(os.fspath(path), {}, {}), "models", Path("."), ())
     located, _ = _split_sources(located)
     return typing.cast(Model, _validate(Model, located, os.fspath(path)))
+
+
+def spec_from_values(values: object, sources: dict[str, str], file: str) -> Spec:
+    """A spec from plain values that are already whole, as a plan.json holds them."""
+    spec = typing.cast(Spec, _validate(Spec, Located(values, {}, {}), file))
+    spec._sources.update(sources)
+    return spec
 
 
 def spec_from_tree(located: Located, folder: Path, file: str) -> Spec:
@@ -130,10 +142,9 @@ def _merge(base: Located, over: Located) -> Located:
 
 def _find(name: str, kind: str, folder: Path, span: Span | None) -> Path:
     try:
-        candidates = [folder / name, folder / f"{name}.yaml", folder / kind / f"{name}.yaml"]
-        shipped = shipped_folder("specs")
-        candidates += [shipped / name, shipped / kind / name, shipped / kind / f"{name}.yaml"]
-        for candidate in candidates:
+        is_file = name.endswith((".yaml", ".yml")) or "/" in name
+        inside = Path(name) if is_file else Path(kind, f"{name}.yaml")
+        for candidate in (folder / inside, shipped_folder("specs") / inside):
             if candidate.is_file():
                 return candidate
     except (OSError, ValueError):
@@ -153,12 +164,18 @@ def _resolve(part: Located, kind: str, folder: Path, chain: tuple[Path, ...]) ->
     if not isinstance(part.value["base"], str):
         raise PlancError([Diagnostic("PLN012", "`base` is the name of a preset or a file", "base", base_span)])
     base = _resolve_name(part.value["base"], kind, folder, chain, base_span)
-    over = Located(
-        {k: v for k, v in part.value.items() if k != "base"},
-        {p: s for p, s in part.places.items() if p[:1] != ("base",)},
-        {p: s for p, s in part.keys.items() if p[:1] != ("base",)},
-    )
+    over = _without(part, ("base",))
+    if "groups" in over.value:  # the base's shorthand for one group gives way
+        base = _without(base, _GROUP_KEYS)
     return _merge(base, over)
+
+
+def _without(located: Located, keys: tuple[str, ...]) -> Located:
+    return Located(
+        {k: v for k, v in located.value.items() if k not in keys},
+        {p: s for p, s in located.places.items() if p[:1] == () or p[0] not in keys},
+        {p: s for p, s in located.keys.items() if p[0] not in keys},
+    )
 
 
 def _resolve_name(name: str, kind: str, folder: Path, chain: tuple[Path, ...], span: Span | None) -> Located:
@@ -234,7 +251,7 @@ def _has(items: list[Any], index: str | int) -> bool:
 def _one_group(located: Located) -> Located:
     """A cluster with ``nodes`` and ``gpu`` at its top is a cluster of one group."""
     cluster = located.value.get("cluster")
-    keys = [k for k in ("nodes", "gpus_per_node", "gpu", "nvlink_domain") if isinstance(cluster, dict) and k in cluster]
+    keys = [k for k in _GROUP_KEYS if isinstance(cluster, dict) and k in cluster]
     if not keys:
         return located
     if "groups" in cluster:

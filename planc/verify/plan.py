@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +18,8 @@ from planc.spec import Spec
 
 if TYPE_CHECKING:
     import networkx as nx
+
+    from planc.cost import Floors
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,18 @@ class VerifiedPlan:
     def byte_matrix(self, block: int, op: int = 0) -> np.ndarray:
         """Bytes that each rank of a collective's group sends to each other rank, int64 [group, group]."""
         return byte_matrix(self.spec, self.parallelism, self.placement, self.blocks.blocks[block], op)
+
+    def write(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write plan.json, the document and the figures into ``folder``; see `planc.pipeline.write`."""
+        from planc.pipeline import write  # upwards, and only when called: the plan is the library's handle
+
+        return write(self, folder)
+
+    def estimate(self) -> Floors:
+        """Floors of the planned step, s; see `planc.cost.step_floors`."""
+        from planc.cost import step_floors  # upwards, as in `write`
+
+        return step_floors(self)
 
     def __eq__(self, other: object) -> bool:
         from planc.verify.record import plan_record
