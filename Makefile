@@ -1,0 +1,60 @@
+# Everything runs in .venv, made on first use from the locked requirements. `make help` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -q -n 2
+
+.PHONY: help demo test check format bench schema lock wheel clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+.venv/.test: requirements/test.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'planc needs Python 3.11 or newer: make PYTHON=python3.12 …'; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --require-hashes -r requirements/test.txt
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv/.dev: .venv/.test requirements/dev.txt
+	$(BIN)/python -m pip install -q --require-hashes -r requirements/dev.txt
+	touch $@
+
+demo: .venv/.test  ## build the reference plan: 61 layers, 64 experts, 128 GPUs
+	$(BIN)/planc build specs/moe-61l-ep64-dp2.yaml
+	$(BIN)/planc verify out/moe-61l-ep64-dp2
+	@echo "open out/moe-61l-ep64-dp2/deployment_plan.html"
+
+test: .venv/.test  ## all tests
+	$(PYTEST) tests
+
+check: .venv/.dev  ## lint, types, import rules, tests
+	$(BIN)/ruff check planc tests benchmarks
+	$(BIN)/ruff format --check planc tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PYTEST) tests
+
+format: .venv/.dev  ## rewrite the code in the house format
+	$(BIN)/ruff check --fix planc tests benchmarks
+	$(BIN)/ruff format planc tests benchmarks
+
+bench: .venv/.dev  ## measure speed and memory against plain networkx and graphviz
+	$(BIN)/python benchmarks/build.py
+
+schema: .venv/.test  ## rewrite docs/spec.schema.json, which the example specs point editors to
+	$(BIN)/planc schema spec > docs/spec.schema.json
+	$(BIN)/planc schema plan > docs/plan.schema.json
+
+lock: .venv/.dev  ## pin every dependency again
+	$(BIN)/python -m pip install -q uv
+	for group in run test dev; do \
+	  if [ $$group = run ]; then extra=; else extra="--group $$group"; fi; \
+	  $(BIN)/uv pip compile pyproject.toml $$extra --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-header --no-annotate -q -o requirements/$$group.txt; done
+
+wheel: .venv/.dev  ## build the wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation -o dist
+
+clean:  ## remove what make made
+	rm -rf .venv dist out/*/

@@ -1,0 +1,115 @@
+"""Time and peak memory of `planc build`, beside plain networkx and the graphviz package on the same graph.
+
+Every run is a process of its own, measured from start to exit by the operating system (wall clock, and peak resident
+memory from rusage). The plain side gets the finished list of ops and edges for nothing: it only fills a DiGraph,
+checks that it is acyclic and connected, and makes the DOT text. planc reads the spec, plans, verifies, and writes four
+figures in two formats, the document and plan.json.
+
+Run: make bench   (writes docs/benchmarks.md)
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = 3
+SPECS = ("moe-61l-ep64-dp2", "moe-4l-64gpu", "deepseek-v3-ep256", "deepseek-v3-128gpu", "deepseek-v3-10240gpu")
+LIMITS = {  # seconds and MB that the project has set itself
+    "moe-61l-ep64-dp2": (3, 300),
+    "deepseek-v3-ep256": (5, 0),
+    "deepseek-v3-10240gpu": (20, 2000),
+}
+PLAIN = """
+import pickle, sys
+import graphviz, networkx as nx
+nodes, edges = pickle.load(open(sys.argv[1], "rb"))
+graph = nx.DiGraph()
+for name, attributes in nodes:
+    graph.add_node(name, **attributes)
+for source, target, attributes in edges:
+    graph.add_edge(source, target, **attributes)
+assert nx.is_directed_acyclic_graph(graph)
+start = next(n for n in graph if graph.in_degree(n) == 0)
+assert len(nx.descendants(graph, start)) == len(graph) - 1
+dot = graphviz.Digraph()
+for name, attributes in graph.nodes(data=True):
+    dot.node(name, **{k: str(v) for k, v in attributes.items()})
+for source, target, attributes in graph.edges(data=True):
+    dot.edge(source, target, **{k: str(v) for k, v in attributes.items()})
+open(sys.argv[2], "w").write(dot.source)
+"""
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """(seconds, peak MB) of one process."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1e3
+
+
+def best(command: list[str]) -> tuple[float, float]:
+    """The fastest of `RUNS` runs, and the highest peak."""
+    runs = [measure(command) for _ in range(RUNS)]
+    return min(s for s, _ in runs), max(m for _, m in runs)
+
+
+def plain_inputs(spec: str, path: Path) -> None:
+    """Ops and edges of a plan as plain tuples."""
+    import planc
+
+    graph = planc.compile(planc.load_spec(spec)).graph
+    path.write_bytes(pickle.dumps((list(graph.nodes(data=True)), list(graph.edges(data=True)))))
+
+
+def main() -> None:
+    """Measure everything and write docs/benchmarks.md."""
+    python = [sys.executable]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for spec in SPECS:
+            out = Path(folder) / spec
+            seconds, peak = best([*python, "-m", "planc", "build", spec, "-o", str(out)])
+            size = sum(f.stat().st_size for f in out.iterdir()) / 1e6
+            limit = LIMITS.get(spec)
+            bound = f"≤ {limit[0]} s" + (f", ≤ {limit[1]} MB" if limit[1] else "") if limit else "–"
+            plain = "–"
+            if spec in ("moe-61l-ep64-dp2", "moe-4l-64gpu", "deepseek-v3-ep256"):
+                plain_inputs(spec, Path(folder) / "graph.pickle")
+                script = [*python, "-c", PLAIN, f"{folder}/graph.pickle", f"{folder}/plain.dot"]
+                other, other_peak = best(script)
+                plain = f"{other:.2f} s, {other_peak:.0f} MB ({other / seconds:.1f}× the time)"
+            rows.append(f"| {spec} | {seconds:.2f} s | {peak:.0f} MB | {size:.1f} MB | {bound} | {plain} |")
+            print(rows[-1], flush=True)
+    started = best([*python, "-m", "planc", "--help"])
+    text = f"""# Benchmarks
+
+`make bench` on {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; best time and highest peak of {RUNS}
+runs, each a process measured from start to exit.
+
+| spec | planc build | peak | files | bound | plain networkx + graphviz, same graph |
+|---|---:|---:|---:|---|---|
+{chr(10).join(rows)}
+
+The plain side starts from the finished ops and edges, fills a DiGraph, checks that it is acyclic and connected, and
+writes one DOT. planc reads the spec, plans, verifies every rule, and writes four figures in two formats, the document
+and plan.json.
+
+`planc --help`: {started[0] * 1000:.0f} ms, {started[1]:.0f} MB.
+"""
+    (ROOT / "docs" / "benchmarks.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

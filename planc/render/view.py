@@ -1,0 +1,268 @@
+"""What a figure shows, before any format: nodes, edges, frames and labels with their places on the page, in px.
+
+The SVG and the DOT of a figure are both written from one `View`. Text fits its shape by construction: a `Node` whose
+lines do not fit cannot be made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from planc.graph import COLLECTIVES, Comm
+from planc.render.style import COMMS, EXPERT, IO, OPS, OpStyle, Shape
+from planc.render.text import text_width, wrapped
+
+WIDTH = 1000.0  #: every page figure
+MARGIN = 16.0
+SIZE, LINE = 11.0, 14.0  #: text size and line height; 11 px is the smallest that reads on a page
+TITLE_SIZE = 16.0
+HEAD = 24.0  #: height of a frame's title row
+PAD = 2.0  #: between text and outline
+SKEW = 12.0  #: how far the sides of a parallelogram lean
+
+#: what stands for many ops at once
+GROUPS: dict[str, OpStyle] = {
+    "tp_group": OpStyle("box", "#d4ecfa", "GPUs: attention, dense MLP, gate"),
+    "holder": OpStyle("box", EXPERT, "GPUs: experts"),
+    "fold": OpStyle("box", "#f2f2f2", "more of the same, not drawn"),
+    "handover": OpStyle("ellipse", IO, "pipeline hand-over"),
+}
+COMM_NAMES: dict[str, str] = {
+    "tp": "inside a TP group",
+    "dispatch": "dispatch to experts",
+    "combine": "combine",
+    "pp": "pipeline hand-over",
+    "dp": "between replicas, input and output",
+}
+Point = tuple[float, float]
+
+
+def style_of(kind: str) -> OpStyle:
+    """Shape, fill and family of an op kind or of a kind in `GROUPS`."""
+    return GROUPS.get(kind) or OPS[kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A shape with lines of text, the first one bold; ``x``, ``y`` is its upper left corner."""
+
+    id: str
+    lines: tuple[str, ...]
+    shape: Shape
+    fill: str
+    kind: str
+    x: float
+    y: float
+    width: float
+    height: float
+    tooltip: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    outline: str = ""  #: communication class of a collective, whose outline is dashed
+
+    def __post_init__(self) -> None:
+        if not fits(self.lines, self.shape, self.width, self.height):
+            raise AssertionError(f"{self.id}: {self.lines} do not fit {self.shape} {self.width} × {self.height}")
+
+    @property
+    def top(self) -> Point:
+        """Middle of the upper side."""
+        return self.x + self.width / 2, self.y
+
+    @property
+    def bottom(self) -> Point:
+        """Middle of the lower side."""
+        return self.x + self.width / 2, self.y + self.height
+
+    @property
+    def left(self) -> Point:
+        """Middle of the left side, on the outline."""
+        return self.x + self._inset, self.y + self.height / 2
+
+    @property
+    def right(self) -> Point:
+        """Middle of the right side, on the outline."""
+        return self.x + self.width - self._inset, self.y + self.height / 2
+
+    @property
+    def _inset(self) -> float:
+        return SKEW / 2 if self.shape == "parallelogram" else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Free text; ``y`` is its baseline."""
+
+    text: str
+    x: float
+    y: float
+    anchor: Literal["start", "middle", "end"] = "start"
+    bold: bool = False
+
+    @property
+    def width(self) -> float:
+        """An upper bound of the text's width."""
+        return text_width(self.text, SIZE, bold=self.bold)
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Data from ``source`` to ``target`` (node ids) along ``points``; ``comm`` is its class when it leaves the GPU."""
+
+    source: str
+    target: str
+    points: tuple[Point, ...]
+    label: Label | None = None
+    comm: Comm = ""
+    tensor: str = ""
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A group: a thin solid frame with a title at its upper left and a note at its upper right."""
+
+    id: str
+    title: str
+    x: float
+    y: float
+    width: float
+    height: float
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        title, note = text_width(self.title, SIZE, bold=True), text_width(self.note, SIZE)
+        if title + note + (36 if self.note else 20) > self.width:
+            raise AssertionError(f"{self.id}: `{self.title}` and `{self.note}` do not fit {self.width}")
+
+
+@dataclass(frozen=True, slots=True)
+class LegendItem:
+    """A sample and what it means: a shape, or a line when ``shape`` is empty."""
+
+    text: str
+    x: float
+    y: float
+    shape: Shape | Literal[""]
+    colour: str
+    comm: str = ""
+    dashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A whole figure. ``caption`` says what it shows and what it folds."""
+
+    name: str
+    title: str
+    caption: str
+    width: float
+    height: float
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    frames: tuple[Frame, ...]
+    labels: tuple[Label, ...]
+    legend: tuple[LegendItem, ...]
+
+
+def fits(lines: Sequence[str], shape: Shape, width: float, height: float) -> bool:
+    """Whether every line lies inside the shape when the block of lines is centred in it."""
+    top = -len(lines) * LINE / 2
+    for i, line in enumerate(lines):
+        half = text_width(line, SIZE, bold=i == 0) / 2 + PAD
+        upper, lower = top + i * LINE + 2, top + (i + 1) * LINE - 1  # ink, not the whole line
+        reach = max(abs(upper), abs(lower))
+        if reach > height / 2 or half > _half_width(shape, width, height, reach):
+            return False
+    return True
+
+
+def _half_width(shape: Shape, width: float, height: float, reach: float) -> float:
+    """Room to either side of the middle, ``reach`` px above and below it."""
+    if shape == "ellipse":
+        return width / 2 * max(0.0, 1 - (2 * reach / height) ** 2) ** 0.5
+    if shape == "parallelogram":
+        return (width - SKEW) / 2 - SKEW * reach / height
+    return width / 2
+
+
+def needed_height(lines: Sequence[str], shape: Shape, width: float) -> float | None:
+    """The least height at which the lines fit, or None when no height helps."""
+    height = LINE * len(lines) + 8
+    while height <= 2 * LINE * len(lines) + 40:
+        if fits(lines, shape, width, height):
+            return height
+        height += 2
+    return None
+
+
+def node(
+    id: str,
+    kind: str,
+    lines: Sequence[str],
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    *,
+    tooltip: str = "",
+    attributes: Mapping[str, str] | None = None,
+    comm: str = "",
+) -> Node:
+    """A node in the style of its kind; ``comm`` is the class of a collective."""
+    style = style_of(kind)
+    outline = comm if kind in COLLECTIVES else ""
+    return Node(
+        id, tuple(lines), style.shape, style.fill, kind, x, y, width, height,
+        tooltip or ", ".join(lines), dict(attributes or {}), outline,
+    )  # fmt: skip
+
+
+def caption_lines(caption: str) -> list[str]:
+    """The caption as it is drawn."""
+    return wrapped(caption, SIZE, WIDTH - 2 * MARGIN)
+
+
+def content_top(caption: str) -> float:
+    """Where a figure's content begins, below title and caption."""
+    return 36 + LINE * len(caption_lines(caption)) + 14
+
+
+def compose(
+    name: str,
+    title: str,
+    caption: str,
+    nodes: Sequence[Node],
+    edges: Sequence[Edge],
+    frames: Sequence[Frame] = (),
+    labels: Sequence[Label] = (),
+) -> View:
+    """The figure with its legend below everything else."""
+    ends = [n.y + n.height for n in nodes] + [f.y + f.height for f in frames] + [y for e in edges for _, y in e.points]
+    legend = _legend(nodes, edges, max(ends) + 24)
+    bottom = legend[-1].y + 22
+    return View(name, title, caption, WIDTH, bottom, tuple(nodes), tuple(edges), tuple(frames), tuple(labels), legend)
+
+
+def _legend(nodes: Sequence[Node], edges: Sequence[Edge], top: float) -> tuple[LegendItem, ...]:
+    """Samples of what the figure uses, in rows."""
+    samples: dict[str, tuple[Shape | Literal[""], str, str, bool]] = {}
+    for n in nodes:
+        text = "collective (dashed outline)" if n.outline else style_of(n.kind).family
+        samples.setdefault(text, (n.shape, n.fill, "", bool(n.outline)))
+    classes = {e.comm for e in edges} | {n.outline for n in nodes}
+    for comm, text in COMM_NAMES.items():
+        if comm in classes:
+            samples[f"{comm}: {text}"] = ("", COMMS[comm], comm, True)
+    if "" in {e.comm for e in edges}:
+        samples["stays on its GPU"] = ("", "#333333", "", False)
+    items: list[LegendItem] = []
+    x, y = MARGIN, top
+    for text, (shape, colour, comm, dashed) in samples.items():
+        step = 36 + text_width(text, SIZE) + 22
+        if x + step > WIDTH and items:
+            x, y = MARGIN, y + 22
+        items.append(LegendItem(text, x, y, shape, colour, comm, dashed))
+        x += step
+    return tuple(items)
