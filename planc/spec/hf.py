@@ -9,21 +9,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from planc.diagnostics import Diagnostic, PlancError, Severity, Span, closest
-from planc.spec.fields import DTYPE_BYTES
+from planc.diagnostics import Diagnostic, PlancError, Span, closest
+from planc.spec.hf_architectures import ARCHITECTURES, MODEL_TYPES, Tree
+from planc.spec.hf_config import ConfigReader, parse_config, shown
 from planc.spec.model import Model, parameter_counts
 from planc.spec.text import decode, read_bytes, scalar
 from planc.units import format_count
-
-Tree = dict[str, Any]
-_MAX_LAYERS, _MAX_EXPERTS, _MAX_WIDTH = 10_000, 65_536, 10**7
 
 
 def import_config(path: str | os.PathLike[str]) -> tuple[Tree, list[Diagnostic]]:
@@ -34,7 +30,7 @@ def import_config(path: str | os.PathLike[str]) -> tuple[Tree, list[Diagnostic]]
     """
     file = os.fspath(path)
     text = decode(read_bytes(path), file)
-    reader = _Reader(file, text, _parse(text, file))
+    reader = ConfigReader(file, text, parse_config(text, file))
     name = _architecture(reader)
     if reader.faults:
         raise PlancError(reader.faults)
@@ -48,138 +44,16 @@ def import_config(path: str | os.PathLike[str]) -> tuple[Tree, list[Diagnostic]]
     return tree, sorted(reader.notes, key=Diagnostic.sort_key)
 
 
-# --- reading fields ----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Reader:
-    """The config's fields, read with their types checked; faults and notes pile up instead of stopping the import."""
-
-    file: str
-    text: str
-    config: dict[str, Any]
-    start: int = 0  # where in the text the config begins: keys of a nested config are looked for after it
-    owner: str = ""  # the config class whose documented defaults are used
-    faults: list[Diagnostic] = field(default_factory=list)
-    notes: list[Diagnostic] = field(default_factory=list)
-
-    def span(self, key: str) -> Span:
-        """Place of the key in the file, or the file's start."""
-        match = re.compile(r'"' + re.escape(key) + r'"\s*:').search(self.text, self.start)
-        if match is None:
-            return Span(self.file, 1, 1)
-        line_start = self.text.rfind("\n", 0, match.start()) + 1
-        line = self.text.count("\n", 0, match.start()) + 1
-        return Span(self.file, line, match.start() - line_start + 1, len(key) + 2)
-
-    def note(self, message: str, path: str, key: str = "", severity: Severity = "note") -> None:
-        """Tell the reader of the plan something about ``path`` that the config does not say."""
-        self.notes.append(Diagnostic("PLN020", message, path, self.span(key), severity=severity))
-
-    def fault(self, message: str, path: str, key: str) -> None:
-        """An unusable field."""
-        hint = f"give `{key}` in config.json, or write the model file by hand with `{path}`"
-        self.faults.append(Diagnostic("PLN020", message, path, self.span(key), hint))
-
-    def _value(self, key: str, path: str, default: Any) -> Any:
-        """The key's value; else the documented default, with a note; else None, with a fault."""
-        value = self.config.get(key)
-        if value is not None:
-            return value
-        if default is None:
-            self.fault(f"`{key}` is not in the config, and `{path}` needs it", path, key)
-            return None
-        shown = json.dumps(default)
-        self.note(f"`{key}` is not in the config: {self.owner}'s default {shown} is used for `{path}`", path, key)
-        return default
-
-    def integer(self, key: str, path: str, low: int = 1, high: int = _MAX_WIDTH, default: int | None = None) -> int:
-        """A whole number in ``low`` … ``high``. A fault returns ``low``, so that reading can go on."""
-        value = self._value(key, path, default)
-        if value is None:
-            return low
-        if type(value) is not int:
-            self.fault(f"`{key}` is {_shown(value)}, not a whole number", path, key)
-        elif not low <= value <= high:
-            self.fault(f"`{key}` is {_shown(value)}, outside {low:,} to {high:,}", path, key)
-        else:
-            return value
-        return low
-
-    def flag(self, key: str, path: str, default: bool) -> bool:
-        """True or false."""
-        value = self._value(key, path, default)
-        if not isinstance(value, bool):
-            self.fault(f"`{key}` is {_shown(value)}, not true or false", path, key)
-            return default
-        return value
-
-    def word(self, key: str, path: str, choices: tuple[str, ...], default: str) -> str:
-        """One of ``choices``."""
-        value = self._value(key, path, default)
-        if value not in choices:
-            self.fault(f"`{key}` is {_shown(value)}, not one of {', '.join(choices)}", path, key)
-            return default
-        return str(value)
-
-    def layer_list(self, key: str, path: str, layers: int) -> list[int]:
-        """A list of layer numbers below ``layers``; absent means none of them."""
-        value = self._value(key, path, [])
-        if isinstance(value, list) and all(type(v) is int and 0 <= v < layers for v in value):
-            return value
-        self.fault(f"`{key}` is {_shown(value)}, not a list of layer numbers below {layers}", path, key)
-        return []
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, (dict, list)):
-        return "an object" if isinstance(value, dict) else "a list"
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**15:
-        return "a number of more than 15 digits"
-    return f"`{json.dumps(value)[:40]}`"
-
-
-def _parse(text: str, file: str) -> dict[str, Any]:
-    """The JSON object in ``text``. Raises PlancError PLN004, PLN005, PLN009 or PLN020."""
-    twice: list[str] = []
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for key, value in items:
-            if key in seen:
-                twice.append(key)
-            seen[key] = value
-        return seen
-
-    try:
-        value = json.loads(text, object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
-        fault = Diagnostic("PLN004", f"malformed JSON: {error.msg}", span=Span(file, error.lineno, error.colno))
-        raise PlancError([fault]) from None
-    except RecursionError:
-        raise PlancError([Diagnostic("PLN009", "nested too deeply to read", span=Span(file, 1, 1))]) from None
-    except ValueError:  # a number longer than Python converts
-        raise PlancError([Diagnostic("PLN004", "a number has too many digits", span=Span(file, 1, 1))]) from None
-    if not isinstance(value, dict):
-        message = f"a config.json is one JSON object, not {_shown(value)}"
-        raise PlancError([Diagnostic("PLN020", message, span=Span(file, 1, 1))])
-    places = _Reader(file, text, value)
-    if twice:
-        message = "the key `{}` appears twice; JSON would silently keep the last"
-        raise PlancError(Diagnostic("PLN005", message.format(k[:60]), span=places.span(k)) for k in twice)
-    return value
-
-
-def _architecture(reader: _Reader) -> str:
+def _architecture(reader: ConfigReader) -> str:
     """The first known name in ``architectures``, else the first name there, else the one of ``model_type``."""
     names = reader.config.get("architectures")
     kind = reader.config.get("model_type")
     if names is None and isinstance(kind, str):
         name = MODEL_TYPES.get(kind, kind)
-        reader.note(f"`architectures` is not in the config: taken from `model_type` {_shown(kind)}", "", "model_type")
+        reader.note(f"`architectures` is not in the config: taken from `model_type` {shown(kind)}", "", "model_type")
         return name
     if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
-        message = f"`architectures` is {_shown(names)}, not a list of names"
+        message = f"`architectures` is {shown(names)}, not a list of names"
         if names is None:
             message = "neither `architectures` nor `model_type` is in the config, so its fields cannot be understood"
         reader.fault(message, "name", "architectures")
@@ -204,7 +78,7 @@ def _source(file: str, architecture: str) -> str:
     return f"imported from {printable[-300:]} ({architecture[:80]})"
 
 
-def _schema_faults(reader: _Reader, tree: Tree) -> list[Diagnostic]:
+def _schema_faults(reader: ConfigReader, tree: Tree) -> list[Diagnostic]:
     """What the schema still refuses, as PLN020 (the tree is ours, so the field's place in the config is unknown)."""
     try:
         Model.model_validate(tree)
@@ -214,325 +88,6 @@ def _schema_faults(reader: _Reader, tree: Tree) -> list[Diagnostic]:
         return [Diagnostic("PLN020", f"`{path}`: {msg}", path, Span(reader.file, 1, 1)) for path, msg in paths]
     return []
 
-
-# --- parts that several architectures share ----------------------------------------------------------------------
-
-
-def _some(**values: Any) -> Tree:
-    """The values that differ from the schema's defaults of none, false and zero."""
-    return {key: value for key, value in values.items() if value is not None and value is not False and value != 0}
-
-
-def _mla(r: _Reader) -> Tree:
-    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434). A null ``q_lora_rank`` projects q directly."""
-    bias = r.flag("attention_bias", "attention.bias", default=False)
-    direct = "q_lora_rank" in r.config and r.config["q_lora_rank"] is None
-    return _some(
-        kind="mla",
-        heads=r.integer("num_attention_heads", "attention.heads", high=10**6),
-        q_lora_rank=0 if direct else r.integer("q_lora_rank", "attention.q_lora_rank", low=0, high=10**6),
-        kv_lora_rank=r.integer("kv_lora_rank", "attention.kv_lora_rank", high=10**6),
-        qk_nope_head_dim=r.integer("qk_nope_head_dim", "attention.qk_nope_head_dim", high=65536),
-        qk_rope_head_dim=r.integer("qk_rope_head_dim", "attention.qk_rope_head_dim", high=65536),
-        v_head_dim=r.integer("v_head_dim", "attention.v_head_dim", high=65536),
-        bias=bias,
-        out_bias=bias,
-    )
-
-
-def _gqa(
-    r: _Reader, *, bias: bool, out_bias: bool, qk_norm: bool = False, all_kv: bool = False, derive: bool = True
-) -> Tree:
-    """MHA or GQA. ``all_kv``: absent KV heads mean as many as heads. ``derive``: absent head_dim is hidden / heads."""
-    heads = r.integer("num_attention_heads", "attention.heads", high=10**6)
-    default = heads if all_kv else None
-    kv_heads = r.integer("num_key_value_heads", "attention.kv_heads", high=10**6, default=default)
-    head_dim = _derived_head_dim(r, heads) if derive and r.config.get("head_dim") is None else None
-    if head_dim is None:
-        head_dim = r.integer("head_dim", "attention.head_dim", high=65536)
-    kind = {"kind": "mha"} if kv_heads == heads else {"kind": "gqa"}
-    kv = kv_heads if kv_heads != heads else None
-    rest = _some(heads=heads, kv_heads=kv, head_dim=head_dim, bias=bias, out_bias=out_bias, qk_norm=qk_norm)
-    return kind | rest
-
-
-def _derived_head_dim(r: _Reader, heads: int) -> int | None:
-    """hidden / heads, as the config classes have it where head_dim is absent; None when that is not whole."""
-    hidden = r.config.get("hidden_size")
-    if type(hidden) is not int or hidden < 1:
-        return 1  # a fault of its own
-    if hidden % heads:
-        return None
-    message = f"`head_dim` is not in the config: hidden_size / num_attention_heads = {_shown(hidden // heads)} is used"
-    r.note(message, "attention.head_dim", "num_attention_heads")
-    return hidden // heads
-
-
-def _biased(r: _Reader) -> dict[str, bool]:
-    """``attention_bias`` as the classes use it that put it on all four projections."""
-    bias = r.flag("attention_bias", "attention.bias", default=False)
-    return {"bias": bias, "out_bias": bias}
-
-
-def _moe(r: _Reader, experts: str, intermediate: str, **more: Any) -> Tree:
-    """The MoE block; ``experts`` and ``intermediate`` are the architecture's names for these keys."""
-    sizes = {
-        "experts": r.integer(experts, "moe.experts", high=_MAX_EXPERTS),
-        "top_k": r.integer("num_experts_per_tok", "moe.top_k", high=_MAX_EXPERTS),
-        "intermediate": r.integer(intermediate, "moe.intermediate"),
-    }
-    return sizes | _some(**more)
-
-
-def _groups(r: _Reader, default_groups: int, default_top: int) -> Tree:
-    """Group-limited routing: keys only where there is more than one group."""
-    groups = r.integer("n_group", "moe.groups", high=_MAX_EXPERTS, default=default_groups)
-    top = r.integer("topk_group", "moe.top_groups", high=_MAX_EXPERTS, default=default_top)
-    return {"groups": groups, "top_groups": top} if groups > 1 else {}
-
-
-def _layout(layers: int, moe_layers: Iterable[int]) -> Tree:
-    """The shortest planc keys that mean exactly these MoE layers."""
-    wanted = sorted(set(moe_layers))
-    first = wanted[0] if wanted else layers
-    if wanted == list(range(first, layers)):
-        return _some(first_k_dense=first)
-    if wanted == list(range(first, layers, first + 1)):
-        return {"moe_stride": first + 1}
-    return {"moe_layers": _ranges(wanted)}
-
-
-def _ranges(numbers: list[int]) -> str:
-    """``[0, 1, 2, 7]`` -> ``"0-2,7"``."""
-    parts: list[list[int]] = []
-    for n in numbers:
-        if parts and parts[-1][1] == n - 1:
-            parts[-1][1] = n
-        else:
-            parts.append([n, n])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
-
-
-def _model(r: _Reader, attention: Tree, moe: Tree | None, moe_layers: list[int], dense: str, layers: int) -> Tree:
-    """The whole tree. The dense width is read only where there are dense layers."""
-    tree: Tree = {"layers": layers, "hidden": r.integer("hidden_size", "hidden"), "attention": attention}
-    if len(set(moe_layers)) < layers:
-        tree["dense_mlp"] = {"intermediate": r.integer(dense, "dense_mlp.intermediate")}
-    if moe is not None:
-        if not moe_layers:
-            r.fault("by these keys no layer is an MoE layer", "moe_layers", "num_hidden_layers")
-        tree |= {"moe": moe} | _layout(layers, moe_layers)
-    tree["vocab"] = r.integer("vocab_size", "vocab", high=10**8)
-    tree |= _some(tied_embeddings=r.flag("tie_word_embeddings", "tied_embeddings", default=False))
-    tree |= {"norm": "rms", "dtypes": _dtypes(r)}
-    _left_out(r)
-    return tree
-
-
-def _layer_count(r: _Reader) -> int:
-    """The layers; with a fault, as many as there may be, so that the fault makes no others."""
-    before = len(r.faults)
-    layers = r.integer("num_hidden_layers", "layers", high=_MAX_LAYERS)
-    return layers if len(r.faults) == before else _MAX_LAYERS
-
-
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float8_e4m3fn": "fp8"}
-
-
-def _dtypes(r: _Reader) -> Tree:
-    """Element types: ``dtype`` (or ``torch_dtype``), and FP8 where the checkpoint's weights are quantized to it."""
-    key = "dtype" if r.config.get("dtype") is not None else "torch_dtype"
-    stated = r.config.get(key)
-    base = _DTYPES.get(stated.removeprefix("torch.")) if isinstance(stated, str) else None
-    if base is None and stated is not None and not isinstance(stated, str):
-        r.fault(f"`{key}` is {_shown(stated)}, not the name of a dtype", "dtypes.weights", key)
-    elif base is None:
-        what = f"`{key}` is {_shown(stated)}, which planc does not plan" if stated else f"`{key}` is not in the config"
-        r.note(f"{what}: planned as bf16", "dtypes.weights", key)
-    base = base or "bf16"
-    other = base if base == "fp16" else None
-    weights = _quantized(r, base)
-    return {"weights": weights} | _some(kv_cache=other, activations=other)
-
-
-def _quantized(r: _Reader, base: str) -> str:
-    """The weights' dtype after ``quantization_config``."""
-    key = "quantization_config"
-    quantization = r.config.get(key)
-    if quantization is None:
-        return base
-    if not isinstance(quantization, dict):
-        r.fault(f"`{key}` is {_shown(quantization)}, not an object", "dtypes.weights", key)
-        return base
-    method, algorithm = quantization.get("quant_method"), quantization.get("quant_algo")
-    if method in ("fp8", "fbgemm_fp8") or (method == "modelopt" and algorithm == "FP8"):
-        message = "the checkpoint is FP8: every weight is planned as fp8, also one kept wider, and scales are left out"
-        r.note(message, "dtypes.weights", key)
-        return "fp8"
-    cost = f"planned as {base}, {DTYPE_BYTES[base]} B a weight"
-    r.note(f"the checkpoint is quantized as {_shown(method)}, which planc does not plan: {cost}", "dtypes.weights", key)
-    return base
-
-
-def _left_out(r: _Reader) -> None:
-    """Notes on parts of the checkpoint that a planc model does not hold."""
-    extra = r.config.get("num_nextn_predict_layers")
-    if type(extra) is int and extra > 0:
-        message = f"{_shown(extra)} multi-token-prediction layers are left out of the plan"
-        r.note(message, "layers", "num_nextn_predict_layers")
-    for key in ("sliding_window", "attention_chunk_size"):
-        width = r.config.get(key)
-        if type(width) is int and r.config.get("use_sliding_window") is not False:
-            message = f"`{key}` {_shown(width)}: every layer is planned with full attention, an upper bound"
-            r.note(message, "attention", key)
-    if r.config.get("mlp_bias") is True:
-        r.note("`mlp_bias`: the MLP's biases are left out of the plan", "dense_mlp", "mlp_bias")
-
-
-# --- architectures -----------------------------------------------------------------------------------------------
-
-
-def _deepseek(r: _Reader, *, first: int, shared: int, groups: tuple[int, int], more: Tree) -> Tree:
-    """Layer i is MoE when i ≥ first_k_dense_replace and i is a multiple of moe_layer_freq. Numbers are defaults."""
-    layers = _layer_count(r)
-    first = r.integer("first_k_dense_replace", "first_k_dense", low=0, high=_MAX_LAYERS, default=first)
-    freq = r.integer("moe_layer_freq", "moe_stride", high=_MAX_LAYERS, default=1)
-    shared = r.integer("n_shared_experts", "moe.shared_experts", low=0, high=1024, default=shared)
-    moe = _moe(r, "n_routed_experts", "moe_intermediate_size", shared_experts=shared)
-    moe |= _groups(r, *groups) | more
-    moe_layers = [i for i in range(first, layers) if i % freq == 0]
-    return _model(r, _mla(r), moe, moe_layers, "intermediate_size", layers)
-
-
-def _deepseek_v2(r: _Reader) -> Tree:
-    return _deepseek(r, first=0, shared=2, groups=(1, 1), more={})
-
-
-def _deepseek_v3(r: _Reader) -> Tree:
-    """V3, R1 and Kimi-K2: sigmoid scores, and with `noaux_tc` a correction bias for each expert."""
-    gate = r.word("scoring_func", "moe.gate", ("sigmoid", "softmax"), default="sigmoid")
-    methods = ("noaux_tc", "greedy", "group_limited_greedy")
-    corrected = r.word("topk_method", "moe.gate_bias", methods, default="noaux_tc") == "noaux_tc"
-    more = {"gate": gate} if gate != "softmax" else {}
-    more |= _some(gate_bias=corrected)
-    return _deepseek(r, first=3, shared=1, groups=(8, 4), more=more)
-
-
-def _mixtral(r: _Reader) -> Tree:
-    layers = _layer_count(r)
-    moe = _moe(r, "num_local_experts", "intermediate_size")
-    return _model(r, _gqa(r, bias=False, out_bias=False), moe, list(range(layers)), "intermediate_size", layers)
-
-
-def _sparse_layers(r: _Reader, layers: int) -> list[int]:
-    """Qwen: layer i is MoE unless listed in mlp_only_layers, when i + 1 is a multiple of decoder_sparse_step."""
-    step = r.integer("decoder_sparse_step", "moe_stride", high=_MAX_LAYERS, default=1)
-    dense = set(r.layer_list("mlp_only_layers", "moe_layers", layers))
-    return [i for i in range(layers) if i not in dense and (i + 1) % step == 0]
-
-
-def _qwen2_moe(r: _Reader) -> Tree:
-    layers = _layer_count(r)
-    width = r.integer("shared_expert_intermediate_size", "moe.shared_intermediate", low=0)
-    shared: Tree = {"shared_experts": 1, "shared_intermediate": width, "shared_gate": True} if width else {}
-    moe = _moe(r, "num_experts", "moe_intermediate_size", **shared)
-    attention = _gqa(r, bias=r.flag("qkv_bias", "attention.bias", default=True), out_bias=False)
-    return _model(r, attention, moe, _sparse_layers(r, layers), "intermediate_size", layers)
-
-
-def _qwen3_moe(r: _Reader) -> Tree:
-    layers = _layer_count(r)
-    moe = _moe(r, "num_experts", "moe_intermediate_size")
-    attention = _gqa(r, **_biased(r), qk_norm=True)
-    return _model(r, attention, moe, _sparse_layers(r, layers), "intermediate_size", layers)
-
-
-def _gpt_oss(r: _Reader) -> Tree:
-    """Biases everywhere: projections, gate and experts. The learned attention sinks, one a head, are left out."""
-    layers = _layer_count(r)
-    moe = _moe(r, "num_local_experts", "intermediate_size", gate_bias=True, expert_bias=True)
-    bias = r.flag("attention_bias", "attention.bias", default=True)
-    r.note("the attention sinks, one learned value a head, are left out of the plan", "attention")
-    attention = _gqa(r, bias=bias, out_bias=bias, derive=False)
-    return _model(r, attention, moe, list(range(layers)), "intermediate_size", layers)
-
-
-def _glm4_moe(r: _Reader) -> Tree:
-    """Sigmoid scores with a correction bias, as DeepSeek-V3, over GQA."""
-    layers = _layer_count(r)
-    first = r.integer("first_k_dense_replace", "first_k_dense", low=0, high=_MAX_LAYERS, default=1)
-    shared = r.integer("n_shared_experts", "moe.shared_experts", low=0, high=1024, default=1)
-    moe = _moe(r, "n_routed_experts", "moe_intermediate_size", shared_experts=shared)
-    moe |= _groups(r, 1, 1) | {"gate": "sigmoid", "gate_bias": True}
-    bias = r.flag("attention_bias", "attention.bias", default=False)
-    qk_norm = r.flag("use_qk_norm", "attention.qk_norm", default=False)
-    attention = _gqa(r, bias=bias, out_bias=False, qk_norm=qk_norm, derive=False)
-    return _model(r, attention, moe, list(range(first, layers)), "intermediate_size", layers)
-
-
-def _olmoe(r: _Reader) -> Tree:
-    """q and k are normed over their whole width, which planc counts as one head's width."""
-    layers = _layer_count(r)
-    moe = _moe(r, "num_experts", "intermediate_size")
-    r.note("the norms of q and k span all heads; planc counts one head's width of them", "attention.qk_norm")
-    attention = _gqa(r, **_biased(r), qk_norm=True, all_kv=True)
-    return _model(r, attention, moe, list(range(layers)), "intermediate_size", layers)
-
-
-def _llama(r: _Reader) -> Tree:
-    layers = _layer_count(r)
-    return _model(r, _gqa(r, **_biased(r), all_kv=True), None, [], "intermediate_size", layers)
-
-
-def _llama4(r: _Reader) -> Tree:
-    """The text model inside ``text_config``; its q/k norm has no weights. Every MoE layer has one shared expert."""
-    text = r.config.get("text_config")
-    if not isinstance(text, dict):
-        r.fault(f"`text_config` is {_shown(text)}, not an object", "layers", "text_config")
-        return {}
-    if r.config.get("vision_config") is not None:
-        r.note("the vision tower is left out of the plan", "name", "vision_config")
-    outer = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")
-    place = re.search(r'"text_config"\s*:', r.text)
-    config = {key: r.config[key] for key in outer if key in r.config} | text
-    r = replace(r, config=config, start=place.end() if place else 0, owner="Llama4TextConfig")
-    layers = _layer_count(r)
-    if r.config.get("moe_layers") is not None:
-        moe_layers = r.layer_list("moe_layers", "moe_layers", layers)
-    else:
-        step = r.integer("interleave_moe_layer_step", "moe_stride", high=_MAX_LAYERS)
-        moe_layers = list(range(step - 1, layers, step))
-    moe = _moe(r, "num_local_experts", "intermediate_size", shared_experts=1) | {"gate": "sigmoid"}
-    return _model(r, _gqa(r, **_biased(r)), moe, moe_layers, "intermediate_size_mlp", layers)
-
-
-#: name in ``architectures`` -> the function that reads its fields
-ARCHITECTURES: dict[str, Callable[[_Reader], Tree]] = {
-    "DeepseekV2ForCausalLM": _deepseek_v2,
-    "DeepseekV3ForCausalLM": _deepseek_v3,
-    "Glm4MoeForCausalLM": _glm4_moe,
-    "GptOssForCausalLM": _gpt_oss,
-    "Llama4ForConditionalGeneration": _llama4,
-    "LlamaForCausalLM": _llama,
-    "MixtralForCausalLM": _mixtral,
-    "OlmoeForCausalLM": _olmoe,
-    "Qwen2MoeForCausalLM": _qwen2_moe,
-    "Qwen3MoeForCausalLM": _qwen3_moe,
-}
-#: ``model_type`` -> architecture, for a config without ``architectures``
-MODEL_TYPES: dict[str, str] = {
-    "deepseek_v2": "DeepseekV2ForCausalLM",
-    "deepseek_v3": "DeepseekV3ForCausalLM",
-    "glm4_moe": "Glm4MoeForCausalLM",
-    "gpt_oss": "GptOssForCausalLM",
-    "kimi_k2": "DeepseekV3ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "llama4": "Llama4ForConditionalGeneration",
-    "mixtral": "MixtralForCausalLM",
-    "olmoe": "OlmoeForCausalLM",
-    "qwen2_moe": "Qwen2MoeForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-}
 
 #: planc key -> names that configs commonly give it; what an unknown architecture is searched for
 _GENERIC: dict[str, tuple[str, ...]] = {
@@ -549,7 +104,7 @@ _GENERIC: dict[str, tuple[str, ...]] = {
 }
 
 
-def _unknown(reader: _Reader, name: str) -> Diagnostic:
+def _unknown(reader: ConfigReader, name: str) -> Diagnostic:
     """PLN019, with what could be read all the same and what must be set by hand."""
     inner = reader.config.get("text_config")
     config = inner if isinstance(inner, dict) else reader.config
@@ -559,7 +114,7 @@ def _unknown(reader: _Reader, name: str) -> Diagnostic:
         if key is None:
             absent.append(path)
         else:
-            found.append(f"`{path}` = {_shown(config[key])} from `{key}`")
+            found.append(f"`{path}` = {shown(config[key])} from `{key}`")
     related = tuple(f"could be read: {line}" for line in found) + tuple(f"not found: `{path}`" for path in absent)
     hint = "write a model file by hand with these keys" + (f", above all {', '.join(absent)}" if absent else "")
     near = closest(name, ARCHITECTURES)
