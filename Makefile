@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2
 
-.PHONY: help demo test check format bench schema lock wheel clean
+.PHONY: help demo test check format bench schema figures lock wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -44,6 +44,9 @@ bench: .venv/.dev  ## measure speed and memory against plain networkx and graphv
 schema: .venv/.test  ## rewrite docs/spec.schema.json, which the example specs point editors to
 	$(BIN)/planc schema spec > docs/spec.schema.json
 	$(BIN)/planc schema plan > docs/plan.schema.json
+
+figures: .venv/.test  ## redraw the figure of the README
+	$(BIN)/planc show moe-61l-ep64-dp2 --figure simplified -o docs/figures/simplified_moe_dag.svg
 
 lock: .venv/.dev  ## pin every dependency again
 	$(BIN)/python -m pip install -q uv

@@ -11,7 +11,7 @@ from pathlib import Path
 from planc.diagnostics import Diagnostic, PlancError, Severity, Span
 from planc.graph import build_graph
 from planc.placement import POLICIES, Placed, check_rule, resolve, step_tokens
-from planc.placement.degrees import overflow_hint
+from planc.placement.degrees import given_degree_faults, overflow_hint
 from planc.spec import ExpertRule, Spec, check_spec
 from planc.verify import Draft, VerifiedPlan, load_plan, plan_json, verify
 
@@ -36,7 +36,8 @@ def place(spec: Spec) -> Placed:
         message = f"`{spec.placement.policy}` is not a placement policy; there are {', '.join(POLICIES)}"
         faults.append(spec.fault("PLN015", message, "placement.policy"))
     if faults:
-        raise PlancError(faults)
+        sound = all(fault.code != "PLN103" for fault in faults)  # degrees are judged against sound attention sizes
+        raise PlancError([*faults, *(given_degree_faults(spec) if sound else ())])
     return resolve(spec)
 
 

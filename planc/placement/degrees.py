@@ -34,6 +34,7 @@ def resolve(spec: Spec) -> Placed:
     faults: list[Diagnostic] = []
     tried = 0
     refused: Counter[str] = Counter()
+    everywhere: Counter[tuple[str, str]] = Counter()
     closest: Placed | None = None
     passed_over: dict[str, list[str]] = {"dp": [], "pp": [], "ep": [], "tp": [], "expert_tp": []}
     candidates = list(_candidates(spec))
@@ -47,6 +48,7 @@ def resolve(spec: Spec) -> Placed:
         if found:
             faults += found
             refused.update({d.code for d in found})
+            everywhere.update({(d.code, d.path) for d in found})
             continue
         placement = place_experts(spec, par)
         memory = memory_table(spec, par, placement)
@@ -57,18 +59,16 @@ def resolve(spec: Spec) -> Placed:
         refused["PLN201"] += 1
         if closest is None or memory.headroom.min() > closest.memory.headroom.min():
             closest = placed
+    shared = {key for key, n in everywhere.items() if n == tried}
+    if shared:  # whatever is chosen for the degrees on auto, these remain: say each once
+        raise PlancError({(f.code, f.path): f for f in reversed(faults) if (f.code, f.path) in shared}.values())
     raise PlancError(_refusal(spec, faults, tried, refused, closest))
 
 
 def _refusal(
     spec: Spec, faults: list[Diagnostic], tried: int, refused: Counter[str], closest: Placed | None
 ) -> list[Diagnostic]:
-    """Why no candidate was taken: the faults that all share, else the closest one with its arithmetic."""
-    counts = Counter(dict.fromkeys(faults, 0))
-    counts.update(faults)
-    shared = [fault for fault, n in counts.items() if n == tried]
-    if shared:
-        return shared
+    """Why no candidate was taken: the closest one with its arithmetic, else what made each illegal."""
     if closest is None:
         reasons = tuple(f"{n} of {tried} candidates: {code}" for code, n in sorted(refused.items()))
         examples = tuple(dict.fromkeys(f.message for f in faults))[:4]
@@ -162,6 +162,16 @@ def degree_faults(spec: Spec, d: Degrees) -> list[Diagnostic]:
             fault("PLN105", message, name, f"{name} divides every NVLink domain")
     faults += _width_faults(spec, tp, expert_tp)
     return faults
+
+
+def given_degree_faults(spec: Spec) -> list[Diagnostic]:
+    """Faults of the degrees that the spec gives, whatever those on auto become; for reporting beside other faults."""
+    asked = {key: getattr(spec.parallelism, key) for key in ("dp", "pp", "ep", "tp", "expert_tp")}
+    open_keys = {f"parallelism.{key}" for key, value in asked.items() if value == "auto"}
+    found = degree_faults(spec, {key: 1 if value == "auto" else value for key, value in asked.items()})
+    undecided = {"PLN106"} if open_keys & {"parallelism.dp", "parallelism.pp", "parallelism.ep"} else set()
+    undecided |= {"PLN107"} if "parallelism.ep" in open_keys else set()
+    return [fault for fault in found if fault.path not in open_keys and fault.code not in undecided]
 
 
 def _fill_hint(spec: Spec, d: Degrees) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from planc.cost import Floors
+from planc.placement import check_rule
 from planc.units import format_bytes, format_rate, format_seconds
 from planc.verify import VerifiedPlan
 
@@ -81,7 +82,8 @@ def risk_rows(plan: VerifiedPlan, floors: Floors) -> list[dict[str, str]]:
     if moe is not None:
         hot = 2 * floors.expert_tokens
         slowed = max(1.0, hot / floors.balance_tokens) / max(1.0, floors.expert_tokens / floors.balance_tokens)
-        spare = par.holders - moe.experts
+        needed, slots = check_rule(plan.spec, par)
+        spare = slots - needed if slots else par.holders - moe.experts
         rows += [
             {
                 "name": "load imbalance",

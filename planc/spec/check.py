@@ -71,7 +71,7 @@ def _experts(spec: Spec) -> Iterator[Diagnostic]:
     if moe.experts % moe.groups or moe.top_groups > moe.groups:
         message = f"{moe.experts} experts in {moe.groups} groups with top_groups {moe.top_groups}"
         yield spec.fault("PLN109", message, "model.moe.groups", "groups divides experts; top_groups is at most groups")
-    elif moe.top_groups * (moe.experts // moe.groups) < moe.top_k:
+    elif moe.groups > 1 and moe.top_groups * (moe.experts // moe.groups) < moe.top_k:
         message = f"{moe.top_groups} groups of {moe.experts // moe.groups} experts cannot give top_k {moe.top_k}"
         yield spec.fault("PLN109", message, "model.moe.top_groups")
     if moe.shared_intermediate and not moe.shared_experts:
