@@ -34,11 +34,10 @@ def comprehensive_size(plan: VerifiedPlan) -> int:
 
 def comprehensive_dot(plan: VerifiedPlan, keep: Filter | None = None) -> str:
     """The complete DOT: all ops and edges of the hub form, or those that ``keep`` keeps."""
-    expanded, everything = plan.expanded, keep is None
-    kept = np.ones(plan.blocks.op_count, dtype=bool) if keep is None else keep.ops(plan)
+    expanded, chosen = plan.expanded, keep or Filter()
+    kept = chosen.ops(plan)
     quoted = [f'"{name}"' for name in expanded.ids]  # ids are letters, digits, dots, commas and hyphens
-    world = plan.parallelism.world_size
-    title = dot_quote(f"comprehensive_moe_dag: {plan.spec.name}" + ("" if keep is None else f", {keep.text()}"))
+    title = dot_quote(f"comprehensive_moe_dag: {plan.spec.name}" + (f", {part}" if (part := chosen.text()) else ""))
     lines = ['digraph "comprehensive_moe_dag" {', f"label={title};", "labelloc=t;", "splines=line;"]
     x, row = _lane_positions(plan), 0
     for number, block in enumerate(plan.blocks.blocks):
@@ -46,10 +45,10 @@ def comprehensive_dot(plan: VerifiedPlan, keep: Filter | None = None) -> str:
         ops = np.flatnonzero(kept[first : first + len(block)])
         if len(ops):
             names = quoted[first : first + len(block)]
-            lines += _nodes(block, ops.tolist(), names, x, -row * _ROW, plan.spec.workload.micro_batches > 1, world)
+            lines += _nodes(block, ops.tolist(), names, x, -row * _ROW, plan.spec.workload.micro_batches > 1)
             row += 1
     for number in range(len(plan.blocks.edges)):
-        lines += _edges(expanded, number, quoted, None if everything else kept)
+        lines += _edges(expanded, number, quoted, None if chosen == Filter() else kept)
     lines.append("}\n")
     return "\n".join(lines)
 
@@ -61,9 +60,7 @@ def _lane_positions(plan: VerifiedPlan) -> np.ndarray:
     return ranks * _LANE + node * _NODE_GAP + ranks // plan.parallelism.replica_size * _REPLICA_GAP
 
 
-def _nodes(
-    block: OpBlock, ops: list[int], names: list[str], x: np.ndarray, y: int, batches: bool, world: int
-) -> Iterator[str]:
+def _nodes(block: OpBlock, ops: list[int], names: list[str], x: np.ndarray, y: int, batches: bool) -> Iterator[str]:
     """Node statements of the chosen ops of a block."""
     local = not block.collective
     common = f"kind={block.kind}" + ("" if block.layer is None else f", layer={block.layer}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 from planc.render.style import COMMS
-from planc.render.svg import FRAME_INK, LINE_INK, num
-from planc.render.text import dot_quote
-from planc.render.view import SIZE, Edge, Frame, Node, Point, View
+from planc.render.svg import FRAME_INK, num
+from planc.render.text import dot_quote, text_width
+from planc.render.view import HEAD, SIZE, Edge, Frame, Node, Point, View
 
 _SHAPES = {"ellipse": "ellipse", "box": "box", "round": "box", "parallelogram": "parallelogram"}
+_INK = "#333333"  #: Graphviz reads no short colours
 _ARROW = 7.0  #: length of an arrowhead in points
 
 
@@ -17,7 +19,7 @@ def dot(view: View) -> str:
     """The figure as DOT: 1 px is 1 point, y counts upwards. Frames are clusters; only communication is dashed."""
     lines = [
         f"digraph {dot_quote(view.name)} {{",
-        f"  graph {_attributes({'label': view.title, 'comment': view.caption, 'splines': 'ortho', 'bb': _box(view)})};",
+        f"  graph {_attributes({'label': view.title, 'comment': view.caption, 'fontname': 'Helvetica', 'bb': _box(view)})};",
         f"  node {_attributes({'fontname': 'Helvetica', 'fontsize': num(SIZE), 'fixedsize': 'true', 'margin': '0'})};",
         f"  edge {_attributes({'fontname': 'Helvetica', 'fontsize': num(SIZE), 'arrowsize': '0.7'})};",
     ]
@@ -64,7 +66,13 @@ def _members(view: View) -> dict[str | None, list[Node]]:
 
 def _cluster(view: View, frame: Frame, inside: dict[str | None, list[Node]], indent: str) -> list[str]:
     title = frame.title + (f"  ·  {frame.note}" if frame.note else "")
-    look = {"label": title, "style": "solid", "color": FRAME_INK, "fontname": "Helvetica", "fontsize": num(SIZE)}
+    low, high = (
+        _place((frame.x, frame.y + frame.height), view.height),
+        _place((frame.x + frame.width, frame.y), view.height),
+    )
+    middle = frame.x + 16 + text_width(title, SIZE) / 2, frame.y + HEAD / 2
+    look = {"label": title, "labeljust": "l", "style": "solid", "color": FRAME_INK, "fontname": "Helvetica"}
+    look |= {"fontsize": num(SIZE), "bb": f"{low},{high}", "lp": _place(middle, view.height)}
     lines = [f"{indent}subgraph {dot_quote('cluster_' + frame.id)} {{", f"{indent}  graph {_attributes(look)};"]
     for child in view.frames:
         if _parent(child, view.frames) is frame:
@@ -84,7 +92,7 @@ def _node(node: Node, height: float, indent: str) -> str:
         "shape": _SHAPES[node.shape],
         "style": style,
         "fillcolor": node.fill,
-        "color": COMMS[node.outline] if node.outline else LINE_INK,
+        "color": COMMS[node.outline] if node.outline else _INK,
         "pos": _place(middle, height),
         "width": f"{node.width / 72:.4f}",
         "height": f"{node.height / 72:.4f}",
@@ -97,7 +105,7 @@ def _place(point: Point, height: float) -> str:
 
 
 def _edge(edge: Edge, height: float) -> str:
-    values = {"tensor": edge.tensor, "bytes": str(edge.bytes), "color": COMMS[edge.comm] if edge.comm else LINE_INK}
+    values = {"tensor": edge.tensor, "bytes": str(edge.bytes), "color": COMMS[edge.comm] if edge.comm else _INK}
     if edge.comm:
         values |= {"style": "dashed", "comm": edge.comm}
     values["pos"] = _spline(edge.points, height)
@@ -116,7 +124,7 @@ def _spline(points: tuple[Point, ...], height: float) -> str:
     end = tip_x + (x - tip_x) * back, tip_y + (y - tip_y) * back
     corners = [*points[:-1], end]
     places = [_place(corners[0], height)]
-    for (ax, ay), (bx, by) in zip(corners, corners[1:], strict=False):
+    for (ax, ay), (bx, by) in pairwise(corners):
         thirds = ((ax + (bx - ax) / 3, ay + (by - ay) / 3), (ax + 2 * (bx - ax) / 3, ay + 2 * (by - ay) / 3), (bx, by))
         places += [_place(p, height) for p in thirds]
     return f"e,{_place(points[-1], height)} " + " ".join(places)

@@ -48,7 +48,11 @@ class Filter(NamedTuple):
         """What is asked for and not in the plan, in words; empty for a filter that fits the plan."""
         par = plan.parallelism
         nodes = int(plan.spec.cluster.node_of_rank[par.world_size - 1]) + 1
-        limits = (("layer", self.layers, plan.spec.model.layers), ("node", self.nodes, nodes), ("replica", self.replicas, par.dp))
+        limits = (
+            ("layer", self.layers, plan.spec.model.layers),
+            ("node", self.nodes, nodes),
+            ("replica", self.replicas, par.dp),
+        )
         found = []
         for what, asked, count in limits:
             extra = sorted(n for n in asked or () if not 0 <= n < count)

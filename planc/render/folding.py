@@ -85,8 +85,10 @@ def _same_block(a: OpBlock, b: OpBlock) -> bool:
     """Equal in everything but the layer and micro-batch, which are part of the name."""
     scalars = a.kind == b.kind and a.slot == b.slot and a.split == b.split and _stem(a) == _stem(b)
     tensors = dict(a.reads) == dict(b.reads) and dict(a.writes) == dict(b.writes)
-    return scalars and tensors and all(
-        _same_array(x, y) for x, y in ((a.ranks, b.ranks), (a.rows, b.rows), (a.experts, b.experts))
+    return (
+        scalars
+        and tensors
+        and all(_same_array(x, y) for x, y in ((a.ranks, b.ranks), (a.rows, b.rows), (a.experts, b.experts)))
     )
 
 
@@ -185,4 +187,3 @@ def _refined(classes: np.ndarray, rows: np.ndarray) -> np.ndarray:
     number: dict[tuple[int, bytes], int] = {}
     keys = zip(classes.tolist(), np.ascontiguousarray(rows), strict=True)
     return np.array([number.setdefault((c, row.tobytes()), len(number)) for c, row in keys], dtype=np.int64)
-

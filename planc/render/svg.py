@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from planc.graph import COLLECTIVES
 from planc.render.style import COMMS, DASH, FONT
 from planc.render.text import xml_escape
-from planc.render.view import HEAD, LINE, MARGIN, SIZE, SKEW, TITLE_SIZE, Edge, Frame, Label, LegendItem, Node, Point, View
-from planc.render.view import caption_lines
+from planc.render.view import (
+    HEAD,
+    LINE,
+    MARGIN,
+    SIZE,
+    SKEW,
+    TITLE_SIZE,
+    Edge,
+    Frame,
+    Label,
+    LegendItem,
+    Node,
+    Point,
+    View,
+    caption_lines,
+)
 
-INK, LINE_INK, FRAME_INK, QUIET = "#111111", "#333333", "#9a9a9a", "#444444"
+INK, LINE_INK, FRAME_INK, QUIET = "#111", "#333", "#9a9a9a", "#444"
+MANY, MOST = 300, 600  #: above so many edges tooltips name the tensor only, or are left out: the file must fit a page
 
 
 def svg(view: View) -> str:
@@ -85,12 +101,14 @@ def _edges(edges: Sequence[Edge], name: str) -> list[str]:
             continue
         look = f'class="edges {comm or "local"}" fill="none" stroke="{_colour(comm)}" stroke-width="1.3"'
         dash = f' stroke-dasharray="{DASH}"' if comm else ""
-        with_head, without = [], []
+        with_head: list[str] = []
+        without: list[str] = []
         drawn: dict[tuple[bool, float], list[tuple[float, float]]] = {}
         for edge in chosen:
             path, head = _path(edge.points, drawn)
-            title = f"{edge.source} → {edge.target}" + (f": {edge.tensor}" if edge.tensor else "")
+            title = f"{edge.source} → {edge.target}: {edge.tensor}" if len(edges) <= MANY else edge.tensor
             text = f'<path d="{path}"><title>{xml_escape(title)}</title></path>'
+            text = f'<path d="{path}"/>' if len(edges) > MOST else text
             (with_head if head else without).append(text)
         if with_head:
             parts += [f'<g {look}{dash} marker-end="url(#{name}-arrow-{comm or "local"})">', *with_head, "</g>"]
@@ -102,16 +120,20 @@ def _edges(edges: Sequence[Edge], name: str) -> list[str]:
 def _path(points: Sequence[Point], drawn: dict[tuple[bool, float], list[tuple[float, float]]]) -> tuple[str, bool]:
     """Path data of what is not drawn yet, and whether it reaches the end of the line."""
     text, pen = "", None
-    for start, end in zip(points, points[1:], strict=False):
+    for start, end in pairwise(points):
         for a, b in _undrawn(start, end, drawn):
             if a != pen:
                 text += f"M{num(a[0])} {num(a[1])}"
-            text += f"V{num(b[1])}" if a[0] == b[0] else f"H{num(b[0])}" if a[1] == b[1] else f"L{num(b[0])} {num(b[1])}"
+            text += (
+                f"V{num(b[1])}" if a[0] == b[0] else f"H{num(b[0])}" if a[1] == b[1] else f"L{num(b[0])} {num(b[1])}"
+            )
             pen = b
     return text or f"M{num(points[-1][0])} {num(points[-1][1])}", pen == points[-1]
 
 
-def _undrawn(start: Point, end: Point, drawn: dict[tuple[bool, float], list[tuple[float, float]]]) -> list[tuple[Point, Point]]:
+def _undrawn(
+    start: Point, end: Point, drawn: dict[tuple[bool, float], list[tuple[float, float]]]
+) -> list[tuple[Point, Point]]:
     """The parts of an upright or level stretch that no earlier line covers, in drawing order."""
     upright = start[0] == end[0]
     if not upright and start[1] != end[1]:
@@ -136,11 +158,11 @@ def _undrawn(start: Point, end: Point, drawn: dict[tuple[bool, float], list[tupl
 
 def _frame(name: str, frame: Frame) -> str:
     x, y, width = frame.x, frame.y, frame.width
-    note = _label(Label(frame.note, x + width - 10, y + HEAD - 7, "end"), "note") if frame.note else ""
+    note = _label(Label(frame.note, x + width - 12, y + HEAD - 7, "end"), "note") if frame.note else ""
     return (
         f'<g id="{xml_escape(f"{name}-{frame.id}")}" class="frame"><rect x="{num(x)}" y="{num(y)}" width="{num(width)}" '
         f'height="{num(frame.height)}" rx="6" fill="none" stroke="{FRAME_INK}"/>'
-        f"{_label(Label(frame.title, x + 10, y + HEAD - 7, bold=True), 'frame-title')}{note}</g>"
+        f"{_label(Label(frame.title, x + 16, y + HEAD - 7, bold=True), 'frame-title')}{note}</g>"
     )
 
 
@@ -149,7 +171,7 @@ def _node(name: str, node: Node) -> str:
     middle = node.x + node.width / 2
     first = node.y + node.height / 2 - len(node.lines) * LINE / 2 + LINE - 3.5
     text = "".join(
-        f'<text x="{num(middle)}" y="{num(first + i * LINE)}"{_bold(i == 0)}>{xml_escape(line)}</text>'
+        f'<text x="{num(middle)}" y="{num(first + i * LINE)}"{_bold(node.bold and i == 0)}>{xml_escape(line)}</text>'
         for i, line in enumerate(node.lines)
     )
     shape = _shape(node.shape, node.x, node.y, node.width, node.height, node.fill, node.outline)

@@ -100,6 +100,12 @@ def named(word: str, numbers: Sequence[int]) -> str:
     return f"{word}{'s' if len(numbers) != 1 else ''} {numbers_text(numbers)}"
 
 
+def tokens_text(low: int, high: int | None = None) -> str:
+    """``16 tok``, ``15–16 tok``; five digits and more are rounded: ``32.77k tok``."""
+    words = [str(n) if n < 10_000 else f"{n / 1000:.4g}k" for n in sorted({low, low if high is None else high})]
+    return f"{'–'.join(words)} tok"
+
+
 def xml_escape(text: str) -> str:
     """Text for XML content and attribute values."""
     clean = "".join(c if c.isprintable() else " " for c in text)

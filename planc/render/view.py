@@ -6,12 +6,14 @@ lines do not fit cannot be made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from planc.graph import COLLECTIVES, Comm
-from planc.render.style import COMMS, EXPERT, IO, OPS, OpStyle, Shape
+from planc.graph import COLLECTIVES
+from planc.graph.types import Comm
+from planc.render.style import COMMS, EXPERT, OPS, OpStyle, Shape
 from planc.render.text import text_width, wrapped
 
 WIDTH = 1000.0  #: every page figure
@@ -20,19 +22,18 @@ SIZE, LINE = 11.0, 14.0  #: text size and line height; 11 px is the smallest tha
 TITLE_SIZE = 16.0
 HEAD = 24.0  #: height of a frame's title row
 PAD = 2.0  #: between text and outline
-SKEW = 12.0  #: how far the sides of a parallelogram lean
+SKEW = 10.0  #: how far the sides of a parallelogram lean
 
 #: what stands for many ops at once
 GROUPS: dict[str, OpStyle] = {
     "tp_group": OpStyle("box", "#d4ecfa", "GPUs: attention, dense MLP, gate"),
     "holder": OpStyle("box", EXPERT, "GPUs: experts"),
-    "fold": OpStyle("box", "#f2f2f2", "more of the same, not drawn"),
-    "handover": OpStyle("ellipse", IO, "pipeline hand-over"),
+    "fold": OpStyle("box", "#f2f2f2", "named, not drawn"),
 }
 COMM_NAMES: dict[str, str] = {
     "tp": "inside a TP group",
-    "dispatch": "dispatch to experts",
-    "combine": "combine",
+    "dispatch": "tokens to experts",
+    "combine": "outputs back",
     "pp": "pipeline hand-over",
     "dp": "between replicas, input and output",
 }
@@ -60,9 +61,10 @@ class Node:
     tooltip: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
     outline: str = ""  #: communication class of a collective, whose outline is dashed
+    bold: bool = True  #: whether the first line is bold
 
     def __post_init__(self) -> None:
-        if not fits(self.lines, self.shape, self.width, self.height):
+        if not fits(self.lines, self.shape, self.width, self.height, bold=self.bold):
             raise AssertionError(f"{self.id}: {self.lines} do not fit {self.shape} {self.width} × {self.height}")
 
     @property
@@ -133,7 +135,7 @@ class Frame:
 
     def __post_init__(self) -> None:
         title, note = text_width(self.title, SIZE, bold=True), text_width(self.note, SIZE)
-        if title + note + (36 if self.note else 20) > self.width:
+        if title + note + (44 if self.note else 28) > self.width:
             raise AssertionError(f"{self.id}: `{self.title}` and `{self.note}` do not fit {self.width}")
 
 
@@ -166,11 +168,11 @@ class View:
     legend: tuple[LegendItem, ...]
 
 
-def fits(lines: Sequence[str], shape: Shape, width: float, height: float) -> bool:
+def fits(lines: Sequence[str], shape: Shape, width: float, height: float, *, bold: bool = True) -> bool:
     """Whether every line lies inside the shape when the block of lines is centred in it."""
     top = -len(lines) * LINE / 2
     for i, line in enumerate(lines):
-        half = text_width(line, SIZE, bold=i == 0) / 2 + PAD
+        half = text_width(line, SIZE, bold=bold and i == 0) / 2 + PAD
         upper, lower = top + i * LINE + 2, top + (i + 1) * LINE - 1  # ink, not the whole line
         reach = max(abs(upper), abs(lower))
         if reach > height / 2 or half > _half_width(shape, width, height, reach):
@@ -181,17 +183,17 @@ def fits(lines: Sequence[str], shape: Shape, width: float, height: float) -> boo
 def _half_width(shape: Shape, width: float, height: float, reach: float) -> float:
     """Room to either side of the middle, ``reach`` px above and below it."""
     if shape == "ellipse":
-        return width / 2 * max(0.0, 1 - (2 * reach / height) ** 2) ** 0.5
+        return width / 2 * math.sqrt(max(0.0, 1 - (2 * reach / height) ** 2))
     if shape == "parallelogram":
         return (width - SKEW) / 2 - SKEW * reach / height
     return width / 2
 
 
-def needed_height(lines: Sequence[str], shape: Shape, width: float) -> float | None:
+def needed_height(lines: Sequence[str], shape: Shape, width: float, *, bold: bool = True) -> float | None:
     """The least height at which the lines fit, or None when no height helps."""
     height = LINE * len(lines) + 8
     while height <= 2 * LINE * len(lines) + 40:
-        if fits(lines, shape, width, height):
+        if fits(lines, shape, width, height, bold=bold):
             return height
         height += 2
     return None
@@ -209,13 +211,14 @@ def node(
     tooltip: str = "",
     attributes: Mapping[str, str] | None = None,
     comm: str = "",
+    bold: bool = True,
 ) -> Node:
     """A node in the style of its kind; ``comm`` is the class of a collective."""
     style = style_of(kind)
     outline = comm if kind in COLLECTIVES else ""
     return Node(
         id, tuple(lines), style.shape, style.fill, kind, x, y, width, height,
-        tooltip or ", ".join(lines), dict(attributes or {}), outline,
+        tooltip or ", ".join(lines), dict(attributes or {}), outline, bold,
     )  # fmt: skip
 
 

@@ -1,0 +1,34 @@
+"""Pictures of a verified plan: one neutral `View` per figure, written as SVG and as DOT."""
+
+from collections.abc import Callable
+
+from planc.render.deployment import deployment_view
+from planc.render.detailed import detailed_view
+from planc.render.dot import dot
+from planc.render.memory import memory_svg
+from planc.render.simplified import simplified_view
+from planc.render.svg import svg
+from planc.render.view import Edge, Frame, Label, Node, View
+from planc.verify import VerifiedPlan
+
+#: figures that fit a page 1,000 px wide, by file name
+PAGE_FIGURES: dict[str, Callable[[VerifiedPlan], View]] = {
+    "simplified_moe_dag": simplified_view,
+    "detailed_expert_dag": detailed_view,
+    "complete_deployment_dag": deployment_view,
+}
+
+__all__ = [
+    "PAGE_FIGURES",
+    "Edge",
+    "Frame",
+    "Label",
+    "Node",
+    "View",
+    "deployment_view",
+    "detailed_view",
+    "dot",
+    "memory_svg",
+    "simplified_view",
+    "svg",
+]
