@@ -23,6 +23,7 @@ from planc.render.view import (
     View,
     compose,
     content_top,
+    frame,
     node,
 )
 from planc.units import format_bytes
@@ -69,7 +70,7 @@ def deployment_view(plan: VerifiedPlan) -> View:
         previous = _rest_of_stages(sheet, stage, previous) if len(stage) > 1 else _stage(sheet, stage[0], previous)
     ranks = range(par.replica_size)
     title = f"replica 0 · {named('GPU', ranks)} · {par.pp} stage{'s' if par.pp > 1 else ''} × EP {par.ep} × TP {par.tp}"
-    sheet.frames.insert(0, Frame("replica0", title, _OUTER, top, WIDTH - 2 * _OUTER, sheet.y + 10 - top))
+    sheet.frames.insert(0, frame("replica0", title, _OUTER, top, WIDTH - 2 * _OUTER, sheet.y + 10 - top))
     sheet.y += 10
     _output(sheet, split, previous)
     title = f"How the plan is deployed · {plan.spec.name}"
@@ -155,10 +156,10 @@ def _stage(sheet: _Sheet, stage: int, previous: Node) -> Node:
         y = _below(holders)
         out = _bar(sheet, "combine", moe, y + GAP)
         groups, facts = holders, held
-    sheet.edges += collected(groups, out, right, "combine" if moe else "tp", facts)
+    sheet.edges += collected(groups, out, right, "combine" if moe else "", facts)
     sheet.y = out.y + out.height + 12
     note = f"{len(moe)} MoE and {end - first - len(moe)} dense layers"
-    sheet.frames.append(Frame(f"stage{stage}", title, _FRAME_X, top, _FRAME_WIDTH, sheet.y - top, note))
+    sheet.frames.append(frame(f"stage{stage}", title, _FRAME_X, top, _FRAME_WIDTH, sheet.y - top, note))
     return _send(sheet, stage, out) if stage < par.pp - 1 else out
 
 
@@ -202,7 +203,8 @@ def _send(sheet: _Sheet, stage: int, out: Node) -> Node:
     facts = tensor.text(), tensor.row_bytes
     label = Label(facts[0], (send.left[0] + recv.right[0]) / 2, send.left[1] - 6, "middle")
     start = (send.top[0], out.y + out.height)
-    sheet.edges.append(Edge(out.id, send.id, (start, send.top), None, "tp" if par.tp > 1 else "combine", *facts))
+    comm: Comm = "" if out.kind == "residual_add" else "tp" if par.tp > 1 else "combine"
+    sheet.edges.append(Edge(out.id, send.id, (start, send.top), None, comm, *facts))
     sheet.edges.append(Edge(send.id, recv.id, (send.left, recv.right), label, "pp", *facts))
     sheet.nodes += made
     sheet.y = y + 40 + 24

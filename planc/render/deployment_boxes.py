@@ -10,8 +10,8 @@ import numpy as np
 from planc.placement import copy_tokens
 from planc.render.folding import lane_classes
 from planc.render.grid import GAP, centred
-from planc.render.text import fitted, named, numbers_text, tokens_text
-from planc.render.view import SIZE, Node, node
+from planc.render.text import named, numbers_text, tokens_text
+from planc.render.view import Node, node
 from planc.units import format_bytes
 from planc.verify import VerifiedPlan
 
@@ -79,10 +79,9 @@ def placed(boxes: Sequence[Box], top: float, first: float, pitch: float) -> list
         y = top + len(rows) * (height + GAP)
         row = []
         for b, x in zip(part, centred(len(part), COLUMNS, first, pitch), strict=True):
-            lines = [fitted(line, SIZE, width - 10, bold=n == 0) for n, line in enumerate(b.lines)]
             text = ", ".join(b.lines)
             row.append(
-                node(b.id, b.kind, lines, x - width / 2, y, width, height, attributes=b.attributes, tooltip=text)
+                node(b.id, b.kind, b.lines, x - width / 2, y, width, height, attributes=b.attributes, tooltip=text)
             )
         rows.append(row)
     return rows
@@ -93,9 +92,12 @@ def _folded(unit: Unit) -> str:
 
 
 def _nodes_text(plan: VerifiedPlan, unit: Unit) -> str:
-    """The unit's nodes, and their GPU where the cluster has several kinds."""
-    cluster = plan.spec.cluster
-    text = named("node", nodes_of(plan, unit.ranks))
+    return named("node", nodes_of(plan, unit.ranks))
+
+
+def _gpus_text(plan: VerifiedPlan, unit: Unit) -> str:
+    """The unit's GPUs, and what they are where the cluster has several kinds."""
+    cluster, text = plan.spec.cluster, named("GPU", unit.ranks)
     if len(cluster.groups) == 1:
         return text
     kinds = {cluster.groups[g].gpu.name for g in cluster.group_of_rank[unit.ranks.start : unit.ranks.stop].tolist()}
@@ -114,12 +116,12 @@ def group_box(plan: VerifiedPlan, unit: Unit, stage: int) -> Box:
     tokens = tokens_text(plan.tokens.group) + (" each" if len(groups) > 1 else "")
     reduce = f"TP all-reduce {format_bytes(reduced.row_bytes)}"
     if len(groups) == 1 and par.tp > 1:
-        title, where = f"TP group {first} · {named('GPU', unit.ranks)}", _nodes_text(plan, unit)
+        title, where = f"TP group {first} · {_gpus_text(plan, unit)}", _nodes_text(plan, unit)
         lines = [title, f"{where} · attention DP {first}", f"{tokens} · {reduce}"]
     else:
         title = f"{_nodes_text(plan, unit)} · {len(groups)} TP groups of {par.tp}"
-        lines = [title, f"{named('GPU', unit.ranks)} · {tokens}", f"attention DP {numbers_text(groups)}"]
-        lines += [reduce] if par.tp > 1 else []
+        lines = [title, _gpus_text(plan, unit), f"attention DP {numbers_text(groups)}"]
+        lines.append(f"{tokens} · {reduce}" if par.tp > 1 else tokens)
     if unit.count > 1:
         lines = [_folded(unit), *lines]
     attributes = {"ranks": f"{unit.ranks[0]}-{unit.ranks[-1]}", "tensor": facts[0]}
@@ -143,7 +145,7 @@ def holder_box(plan: VerifiedPlan, unit: Unit, layers: Sequence[int]) -> Box:
     tensor = next(b for b in plan.blocks.blocks if b.kind == "dispatch").writes["tokens"]
     words = _held(experts, len(layers))
     lines = [*([_folded(unit)] if unit.count > 1 else []), words]
-    lines.append(f"{named('GPU', unit.ranks)} · {_nodes_text(plan, unit)}")
+    lines.append(f"{_nodes_text(plan, unit)} · {_gpus_text(plan, unit)}")
     turns = plan.placement.layers[layers[0]].rounds
     if counts:
         turn = f", {turns} turns" if turns > 1 else ""

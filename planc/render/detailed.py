@@ -28,11 +28,11 @@ from planc.verify import VerifiedPlan
 
 NAME = "detailed_expert_dag"
 COMPACT = 64  #: more experts than this share facts at the head of their row
-_HEAD = 86.0  #: room for the words at the head of a row
-_INTO, _OUT = MARGIN + _HEAD + 4, WIDTH - MARGIN - 8  #: where the dispatch and combine trunks run
-_FIRST = _INTO + 10
-_PITCH = (_OUT - 10 - _FIRST) / COLUMNS
-_SHAPE = _PITCH - 5
+_HEAD = 80.0  #: room for the words at the head of a row
+_INTO, _OUT = MARGIN + _HEAD + 3, WIDTH - MARGIN - 6  #: where the dispatch and combine trunks run
+_FIRST = _INTO + 7
+_PITCH = (_OUT - 7 - _FIRST) / COLUMNS
+_SHAPE = _PITCH - 3.5
 
 
 def detailed_view(plan: VerifiedPlan, layer: int | None = None, replica: int = 0) -> View:
@@ -69,6 +69,8 @@ def _caption(what: Layer) -> str:
     alike = next(r for r in fold_replicas(plan) if r[0] <= what.replica <= r[1])
     if alike[2] > 1:
         words.append(f"Replicas {alike[0]}–{alike[1]} are identical (proven, ×{alike[2]}).")
+    if len(what.copies) > COMPACT:
+        words.append("Bytes at the head of a row are those of each of its experts.")
     if len(what.ops(what.block("gate"))) > COLUMNS:
         words.append("Of the gates and aggregates the first, the last, and those between as one are drawn.")
     words.append("Not drawn: the gate weights and the residual, which stay on the gate's GPU for its aggregate.")
@@ -136,9 +138,8 @@ def _source(what: Layer, block: OpBlock, ops: list[int], x: float, y: float) -> 
         attributes = {"ranks": numbers_text(ranks)}
     tensor = next(iter(block.writes.values()))
     attributes |= {"layer": str(what.layer), "tensor": tensor.text(), "dtype": tensor.dtype}
-    room = _SHAPE - 26  # inside the slanted sides
-    lines = (title, fitted(place, SIZE, room), fitted(named("node", nodes), SIZE, room))
-    return node(id, block.kind, lines, x, y, _SHAPE, 52, attributes=attributes)
+    lines = (title, place, named("node", nodes))
+    return node(id, block.kind, lines, x + 3, y, _SHAPE - 6, 52, attributes=attributes)
 
 
 def _bar(what: Layer, kind: str, y: float) -> Node:
@@ -184,20 +185,17 @@ def _grid(what: Layer, top: float) -> tuple[list[list[Node]], list[Label]]:
 
 
 def _lines(copy: Copy, mixed: bool, compact: bool) -> tuple[str, ...]:
-    """The text of one expert; ``mixed``: its row holds several nodes."""
+    """The text of one expert, in the form that needs the least height; ``mixed``: its row holds several nodes."""
     place, tokens = named("GPU", copy.ranks), tokens_text(copy.tokens)
+    where = (f"node {copy.node}",) if mixed else ()
     if compact:
-        short = f"{copy.name} · {place}", tokens
-        lines = short if needed_height(short, "ellipse", _SHAPE, bold=False) else (copy.name, place, tokens)
-        return (*lines, f"node {copy.node}") if mixed else lines
-    second = f"{place} · {tokens}"
-    head = (
-        (copy.name, second)
-        if needed_height((copy.name, second, "", ""), "ellipse", _SHAPE)
-        else (copy.name, place, tokens)
-    )
-    middle = (f"node {copy.node}",) if mixed else ()
-    return (*head, *middle, f"in {format_bytes(copy.into)}", f"out {format_bytes(copy.out)}")
+        forms = [(f"{copy.name} · {place}", tokens, *where), (copy.name, place, tokens, *where)]
+    else:
+        facts = (f"in {format_bytes(copy.into)}", f"out {format_bytes(copy.out)}")
+        forms = [(copy.name, f"{place} · {tokens}", *where, *facts), (copy.name, place, tokens, *where, *facts)]
+    forms.append(tuple(fitted(line, SIZE, 0.55 * _SHAPE) for line in forms[-1]))
+    heights = {form: needed_height(form, "ellipse", _SHAPE, bold=not compact) for form in forms}
+    return min((form for form in forms if heights[form]), key=lambda form: heights[form] or 0.0)
 
 
 def _expert(what: Layer, copy: Copy, lines: tuple[str, ...], x: float, y: float, height: float, bold: bool) -> Node:
@@ -229,10 +227,13 @@ def _row_words(plan: VerifiedPlan, copies: Sequence[Copy], rounds: int, compact:
         return [*words, named("GPU", ranks)] if len(named("GPU", ranks)) < 15 else words
     into, out = max(c.into for c in copies), max(c.out for c in copies)
     same = len({c.into for c in copies}) == 1
-    return [*words, f"in {'' if same else '≤ '}{format_bytes(into)}", f"out {'' if same else '≤ '}{format_bytes(out)}"]
+    return [*words, f"in {'' if same else '≤'}{format_bytes(into)}", f"out {'' if same else '≤'}{format_bytes(out)}"]
 
 
 def _heading(words: Sequence[str], middle: float) -> list[Label]:
     """Words at the head of a row, centred on it from top to bottom."""
     first = middle - len(words) * LINE / 2 + LINE - 3.5
-    return [Label(word, MARGIN, first + i * LINE, bold=i == 0) for i, word in enumerate(words)]
+    return [
+        Label(fitted(word, SIZE, _HEAD, bold=i == 0), MARGIN, first + i * LINE, bold=i == 0)
+        for i, word in enumerate(words)
+    ]

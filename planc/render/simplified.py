@@ -16,7 +16,7 @@ from planc.render.simplified_layer import (
     drawn_edge,
 )
 from planc.render.text import fitted, named
-from planc.render.view import MARGIN, SIZE, Edge, Frame, Label, Node, Point, View, compose, content_top, node
+from planc.render.view import MARGIN, SIZE, Edge, Label, Node, Point, View, compose, content_top, frame, node
 from planc.verify import VerifiedPlan
 
 NAME = "simplified_moe_dag"
@@ -49,7 +49,7 @@ def simplified_view(plan: VerifiedPlan) -> View:
     _head(sheet, bool(rest))
     size = plan.parallelism.replica_size
     title = f"replica 0 · {named('GPU', range(size))}"
-    sheet.frames.insert(0, Frame("replica0", title, 14, frame_top, 962, sheet.y + 14 - frame_top))
+    sheet.frames.insert(0, frame("replica0", title, 14, frame_top, 962, sheet.y + 14 - frame_top))
     sheet.y += 14
     _output(sheet, others, bool(rest))
     _between(sheet, entry)
@@ -105,7 +105,7 @@ def _top(sheet: Sheet) -> list[Node]:
                 "fold",
                 lines,
                 x,
-                y - 6,
+                y - 4,
                 232,
                 50,
                 attributes={"ranks": f"{ranks[0]}-{ranks[-1]}"},

@@ -13,14 +13,14 @@ import numpy as np
 from planc.graph import EdgeBlock, OpBlock, PlanGraph, TensorType, range_text
 from planc.placement import copy_tokens
 from planc.render.style import comm_of
-from planc.render.text import fitted, named, numbers_text, text_width, tokens_text
-from planc.render.view import SIZE, SKEW, Edge, Frame, Label, Node, Point, fits, node
+from planc.render.text import named, numbers_text, text_width, tokens_text
+from planc.render.view import SIZE, SKEW, Edge, Frame, Label, Node, Point, frame, node
 from planc.verify import VerifiedPlan
 
 LANE = 28.0  #: where the residual stream runs down the page, left of the layers' frames
 FRAME_X, FRAME_WIDTH = 42.0, 922.0
 RESIDUAL = 56.0  #: inside the frame: past the attention
-ATTENTION, NODE_WIDTH, NODE_HEIGHT, ROW = 158.0, 176.0, 38.0, 64.0
+ATTENTION, NODE_WIDTH, NODE_HEIGHT, ROW = 158.0, 176.0, 42.0, 68.0
 MID, GATE_LANE = 352.0, 366.0  #: past the experts: the residual, and the gate's weights
 MAX_TURNS = 3  #: experts of one GPU drawn below each other; of more, those between the first and the last share a shape
 FIRST = 380.0  #: where the right part begins
@@ -67,7 +67,6 @@ def block_node(plan: VerifiedPlan, number: int, x: float, y: float, width: float
     if len(ranks) > 1 and ranks.shape[1] > 1:
         where = f"{len(ranks)} groups of {ranks.shape[1]} GPUs"
     lines = lines or (block.kind, where)
-    lines = tuple(line if fits(("", line), "box", width - 8, 40) else fitted(line, SIZE, width - 30) for line in lines)
     place = {"gpu": str(flat[0])} if len(flat) == 1 and not block.collective else {"ranks": range_text(flat)}
     attributes = {"layer": str(block.layer)} if block.layer is not None else {}
     tensor = next(iter([*block.writes.values(), *block.reads.values()]))
@@ -100,7 +99,7 @@ def draw_layer(sheet: Sheet, layer: int, title: str, note: str) -> None:
         for row, block in enumerate(right):
             sheet.put(block, (FIRST + FRAME_X + FRAME_WIDTH) / 2, first + row * ROW)
         bottom = max(bottom, first + (len(right) - 1) * ROW + NODE_HEIGHT)
-    sheet.frames.append(Frame(f"layer{layer}", title, FRAME_X, top, FRAME_WIDTH, bottom + 16 - top, note))
+    sheet.frames.append(frame(f"layer{layer}", title, FRAME_X, top, FRAME_WIDTH, bottom + 16 - top, note))
     sheet.y = bottom + 16
     inside = set(members)
     for edge in sheet.graph.edges:
@@ -179,7 +178,7 @@ def _expert(
         alike = f"×{len(experts)}" if low == high else f"… {len(experts)}"
         ids = f"E{numbers_text(sorted(experts))}"
         ids = ids if text_width(ids, SIZE) < width - 8 else f"E{min(experts)} … E{max(experts)}"
-        lines = (alike, fitted(ids, SIZE, width - 8), count)
+        lines = (alike, ids, count)
     tensor = block.reads["tokens"]
     place = {"gpu": str(ranks[0])} if len(ranks) == 1 else {"ranks": range_text(ranks)}
     attributes = {"layer": str(block.layer), **place, "expert": range_text(sorted(experts)), "dtype": tensor.dtype}

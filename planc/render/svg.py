@@ -26,11 +26,21 @@ from planc.render.view import (
 )
 
 INK, LINE_INK, FRAME_INK, QUIET = "#111", "#333", "#9a9a9a", "#444"
-MANY, MOST = 300, 600  #: above so many edges tooltips name the tensor only, or are left out: the file must fit a page
+LIMIT = 150_000  #: bytes of a figure in a page
+#: what tooltips say, from most to least; a figure too large for its page says less
+_EVERYTHING, _TENSORS, _NODES, _NOTHING = 3, 2, 1, 0
 
 
 def svg(view: View) -> str:
-    """The figure, to be written to a file or put into an HTML page as it is."""
+    """The figure, to be written to a file or put into an HTML page as it is. Tooltips shrink before it passes `LIMIT`."""
+    for tooltips in (_EVERYTHING, _TENSORS, _NODES, _NOTHING):
+        text = _written(view, tooltips)
+        if len(text.encode()) <= LIMIT:
+            break
+    return text
+
+
+def _written(view: View, tooltips: int) -> str:
     size = f'viewBox="0 0 {num(view.width)} {num(view.height)}" width="{num(view.width)}" height="{num(view.height)}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} id="{xml_escape(view.name)}" class="planc-figure" role="img" '
@@ -43,9 +53,9 @@ def svg(view: View) -> str:
         f"{xml_escape(view.title)}</text>",
         *_caption(view),
         *(_frame(view.name, frame) for frame in view.frames),
-        *_edges(view.edges, view.name),
+        *_edges(view.edges, view.name, tooltips),
         '<g class="nodes" text-anchor="middle">',
-        *(_node(view.name, node) for node in view.nodes),
+        *(_node(view.name, node, tooltips > _NOTHING) for node in view.nodes),
         "</g>",
         *(_label(label) for label in view.labels),
         *(_label(edge.label, f"label {edge.comm}".strip()) for edge in view.edges if edge.label),
@@ -91,7 +101,7 @@ def _markers(view: View) -> str:
     return f"<defs>{''.join(heads)}</defs>"
 
 
-def _edges(edges: Sequence[Edge], name: str) -> list[str]:
+def _edges(edges: Sequence[Edge], name: str, tooltips: int) -> list[str]:
     """Lines, a group per class. A stretch that an earlier line of the class drew is not drawn again: dashes laid over
     dashes would look solid. So lines that join a trunk end at it, and only the one that drew its end has the head."""
     parts = []
@@ -106,9 +116,9 @@ def _edges(edges: Sequence[Edge], name: str) -> list[str]:
         drawn: dict[tuple[bool, float], list[tuple[float, float]]] = {}
         for edge in chosen:
             path, head = _path(edge.points, drawn)
-            title = f"{edge.source} → {edge.target}: {edge.tensor}" if len(edges) <= MANY else edge.tensor
+            title = f"{edge.source} → {edge.target}: {edge.tensor}" if tooltips == _EVERYTHING else edge.tensor
             text = f'<path d="{path}"><title>{xml_escape(title)}</title></path>'
-            text = f'<path d="{path}"/>' if len(edges) > MOST else text
+            text = f'<path d="{path}"/>' if tooltips < _TENSORS else text
             (with_head if head else without).append(text)
         if with_head:
             parts += [f'<g {look}{dash} marker-end="url(#{name}-arrow-{comm or "local"})">', *with_head, "</g>"]
@@ -166,7 +176,7 @@ def _frame(name: str, frame: Frame) -> str:
     )
 
 
-def _node(name: str, node: Node) -> str:
+def _node(name: str, node: Node, tooltip: bool) -> str:
     kind = f"{node.kind} {node.outline}" if node.kind in COLLECTIVES else node.kind
     middle = node.x + node.width / 2
     first = node.y + node.height / 2 - len(node.lines) * LINE / 2 + LINE - 3.5
@@ -174,11 +184,9 @@ def _node(name: str, node: Node) -> str:
         f'<text x="{num(middle)}" y="{num(first + i * LINE)}"{_bold(node.bold and i == 0)}>{xml_escape(line)}</text>'
         for i, line in enumerate(node.lines)
     )
+    title = f"<title>{xml_escape(node.tooltip)}</title>" if tooltip else ""
     shape = _shape(node.shape, node.x, node.y, node.width, node.height, node.fill, node.outline)
-    return (
-        f'<g id="{xml_escape(f"{name}-{node.id}")}" class="node {kind}"><title>{xml_escape(node.tooltip)}</title>'
-        f"{shape}{text}</g>"
-    )
+    return f'<g id="{xml_escape(f"{name}-{node.id}")}" class="node {kind}">{title}{shape}{text}</g>'
 
 
 def _bold(bold: bool) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 from planc.graph import COLLECTIVES
 from planc.graph.types import Comm
 from planc.render.style import COMMS, EXPERT, OPS, OpStyle, Shape
-from planc.render.text import text_width, wrapped
+from planc.render.text import fitted, text_width, wrapped
 
 WIDTH = 1000.0  #: every page figure
 MARGIN = 16.0
@@ -189,6 +189,17 @@ def _half_width(shape: Shape, width: float, height: float, reach: float) -> floa
     return width / 2
 
 
+def shortened(lines: Sequence[str], shape: Shape, width: float, height: float, *, bold: bool = True) -> tuple[str, ...]:
+    """The lines, each cut to what the shape holds at its place."""
+    top = -len(lines) * LINE / 2
+    cut = []
+    for i, line in enumerate(lines):
+        reach = max(abs(top + i * LINE + 2), abs(top + (i + 1) * LINE - 1))
+        room = 2 * (_half_width(shape, width, height, min(reach, height / 2)) - PAD)
+        cut.append(fitted(line, SIZE, room, bold=bold and i == 0))
+    return tuple(cut)
+
+
 def needed_height(lines: Sequence[str], shape: Shape, width: float, *, bold: bool = True) -> float | None:
     """The least height at which the lines fit, or None when no height helps."""
     height = LINE * len(lines) + 8
@@ -213,13 +224,21 @@ def node(
     comm: str = "",
     bold: bool = True,
 ) -> Node:
-    """A node in the style of its kind; ``comm`` is the class of a collective."""
+    """A node in the style of its kind, its lines cut to fit; ``comm`` is the class of a collective."""
     style = style_of(kind)
+    shown = shortened(lines, style.shape, width, height, bold=bold)
     outline = comm if kind in COLLECTIVES else ""
     return Node(
-        id, tuple(lines), style.shape, style.fill, kind, x, y, width, height,
+        id, shown, style.shape, style.fill, kind, x, y, width, height,
         tooltip or ", ".join(lines), dict(attributes or {}), outline, bold,
     )  # fmt: skip
+
+
+def frame(id: str, title: str, x: float, y: float, width: float, height: float, note: str = "") -> Frame:
+    """A frame whose title and note are shortened to what its width holds."""
+    title = fitted(title, SIZE, width - 28, bold=True)
+    room = width - 44 - text_width(title, SIZE, bold=True)
+    return Frame(id, title, x, y, width, height, fitted(note, SIZE, room) if room > 60 else "")
 
 
 def caption_lines(caption: str) -> list[str]:
@@ -245,6 +264,7 @@ def compose(
     ends = [n.y + n.height for n in nodes] + [f.y + f.height for f in frames] + [y for e in edges for _, y in e.points]
     legend = _legend(nodes, edges, max(ends) + 24)
     bottom = legend[-1].y + 22
+    title = fitted(title, TITLE_SIZE, WIDTH - 2 * MARGIN, bold=True)
     return View(name, title, caption, WIDTH, bottom, tuple(nodes), tuple(edges), tuple(frames), tuple(labels), legend)
 
 

@@ -115,6 +115,7 @@ def test_every_node_is_drawn_with_id_class_and_tooltip(view: View) -> None:
         group = groups[f"{view.name}-{n.id}"]
         assert n.kind in (group.get("class") or "").split()
         assert group[0].tag.endswith("title")
+        assert group[0].text
         assert [t.text for t in _tags(group, "text")] == list(n.lines)
 
 
@@ -218,6 +219,12 @@ def test_neato_keeps_the_places(view: View, tmp_path: Path) -> None:
         x, y = places[n.id]
         assert abs(x - left - n.x - n.width / 2) < 0.5
         assert abs(y - low - (view.height - n.y - n.height / 2)) < 0.5
+
+
+@pytest.mark.parametrize(("name", "figure"), [c for c in cases() if c[0] in SPECS])
+def test_nothing_is_cut_in_the_examples(name: str, figure: str) -> None:
+    view = PAGE_FIGURES[figure](plan_of(name))
+    assert [line for n in view.nodes for line in n.lines if line.endswith("…")] == []
 
 
 @pytest.mark.parametrize(("name", "figure"), [c for c in cases() if c[0] in SPECS and "10240" not in c[0]])
@@ -375,4 +382,7 @@ def test_text_helpers() -> None:
 
 def test_a_node_whose_text_does_not_fit_cannot_be_made() -> None:
     with pytest.raises(AssertionError, match="do not fit"):
-        node("x", "gate", ("a text that is far too long",), 0, 0, 60, 40)
+        Node("x", ("a text that is far too long",), "ellipse", "#ffffff", "gate", 0, 0, 60, 40)
+    cut = node("x", "gate", ("a text that is far too long",), 0, 0, 60, 40)
+    assert cut.lines[0].endswith("…")
+    assert cut.tooltip == "a text that is far too long"
