@@ -28,7 +28,17 @@ _HOMES = {
     "load_spec": "planc.spec",
     "parse_spec": "planc.spec",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "Diagnostic",
+    "PlancError",
+    "Spec",
+    "VerifiedPlan",
+    "__version__",
+    "compile",
+    "load_plan",
+    "load_spec",
+    "parse_spec",
+]
 
 
 def __getattr__(name: str) -> Any:

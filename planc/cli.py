@@ -6,8 +6,11 @@ Exit status: 0 good, 1 the spec or plan was refused, 2 wrong usage, 70 a fault i
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,26 +33,48 @@ FIGURE_NAMES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a file name need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        status: int = options.run(options)
+        status = _run(options)
         sys.stdout.flush()
         return status
-    except PlancError as error:
-        _report(error.diagnostics, options)
-        return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 1
     except KeyboardInterrupt:
         print("interrupted; earlier output is as it was", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            _drop_stdout()
+            _report(_unwritable("standard output", error).diagnostics, argparse.Namespace(format="text"))
+            return 1
         if os.environ.get("PLANC_DEBUG"):
             raise
         message = f"{type(error).__name__}: {error}"
         hint = "set PLANC_DEBUG=1 for the traceback"
         _report([Diagnostic("PLN900", message, hint=hint)], options)
         return 70
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        status: int = options.run(options)
+        return status
+    except PlancError as error:
+        _report(error.diagnostics, options)
+        return 1
+
+
+def _drop_stdout() -> None:
+    """What is still buffered cannot be written; Python would try again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _unwritable(name: str, error: OSError) -> PlancError:
+    return PlancError([Diagnostic("PLN017", f"cannot write {name}: {error.strerror or error}")])
 
 
 def _report(diagnostics: Iterable[Diagnostic], options: argparse.Namespace) -> None:
@@ -83,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"planc {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, example: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
+    ) -> argparse.ArgumentParser:
         part = commands.add_parser(name, help=text, description=text, epilog=f"Example: {example}")
         part.set_defaults(run=run)
         part.add_argument("--format", choices=("text", "json", "github"), default="text", help="form of diagnostics")
@@ -91,9 +118,16 @@ def _parser() -> argparse.ArgumentParser:
 
     def with_spec(part: argparse.ArgumentParser) -> None:
         part.add_argument("spec", help="spec file, or the name of a shipped example")
-        part.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. workload.batch=512")
+        part.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. workload.batch=512"
+        )
 
-    part = command("build", _build, "compile a spec, verify the plan and write its files", "planc build specs/moe-61l-ep64-dp2.yaml")
+    part = command(
+        "build",
+        _build,
+        "compile a spec, verify the plan and write its files",
+        "planc build specs/moe-61l-ep64-dp2.yaml",
+    )
     with_spec(part)
     part.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: out/NAME)")
     part.add_argument("--figures", default="all", help="all, none, or a list of: " + ", ".join(FIGURE_NAMES))
@@ -103,26 +137,42 @@ def _parser() -> argparse.ArgumentParser:
     with_spec(part)
     part.add_argument("--json", action="store_true", help="print degrees and memory as JSON")
 
-    part = command("verify", _verify, "check a written plan again, from its files alone", "planc verify out/moe-61l-ep64-dp2")
+    part = command(
+        "verify", _verify, "check a written plan again, from its files alone", "planc verify out/moe-61l-ep64-dp2"
+    )
     part.add_argument("plan", help="folder of a plan, or its plan.json")
     part.add_argument("--json", action="store_true", help="print the checks as JSON")
 
-    part = command("explain", _explain, "explain a diagnostic code, or part of a plan", "planc explain out/PLAN --gpu 17")
+    part = command(
+        "explain", _explain, "explain a diagnostic code, or part of a plan", "planc explain out/PLAN --gpu 17"
+    )
     part.add_argument("what", help="a code such as PLN201, or a plan (folder, plan.json or spec)")
     part.add_argument("--gpu", type=int, metavar="RANK", help="what a GPU holds and runs")
     part.add_argument("--expert", metavar="LAYER:EXPERT", help="where an expert is, and what it receives")
     part.add_argument("--memory", action="store_true", help="memory by item of the fullest and emptiest GPU")
 
-    part = command("show", _show, "draw one figure of a plan again, with filters", "planc show out/PLAN --figure comprehensive --layers 3-5")
+    part = command(
+        "show",
+        _show,
+        "draw one figure of a plan again, with filters",
+        "planc show out/PLAN --figure comprehensive --layers 3-5",
+    )
     part.add_argument("plan", help="folder of a plan, its plan.json, or a spec")
     part.add_argument("--figure", choices=tuple(FIGURE_NAMES), default="simplified")
-    part.add_argument("--type", choices=("svg", "dot", "png", "pdf"), default="svg", help="png and pdf need Graphviz's dot")
+    part.add_argument(
+        "--type", choices=("svg", "dot", "png", "pdf"), default="svg", help="png and pdf need Graphviz's dot"
+    )
     part.add_argument("--layers", metavar="RANGE", help="comprehensive: these layers; detailed: this layer")
     part.add_argument("--nodes", metavar="RANGE", help="comprehensive: these nodes")
     part.add_argument("--replica", metavar="RANGE", help="comprehensive: these replicas; detailed: this replica")
     part.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
 
-    part = command("import-hf", _import_hf, "turn a Hugging Face config.json into a model file", "planc import-hf config.json -o model.yaml")
+    part = command(
+        "import-hf",
+        _import_hf,
+        "turn a Hugging Face config.json into a model file",
+        "planc import-hf config.json -o model.yaml",
+    )
     part.add_argument("path", help="a local config.json")
     part.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
 
@@ -142,7 +192,7 @@ def _build(options: argparse.Namespace) -> int:
 
     figures = _figures(options.figures)
     plan = pipeline.compile(_load_spec(options))
-    folder = options.output or os.path.join("out", plan.spec.name.replace("/", "_"))
+    folder = options.output or os.path.join("out", re.sub(r"/|^\.+$", "_", plan.spec.name))
     files = pipeline.write(plan, folder, figures)
     if plan.notes:
         _report(plan.notes, argparse.Namespace(format="text"))
@@ -182,10 +232,16 @@ def _summary(plan: VerifiedPlan) -> dict[str, Any]:
     return {
         "name": plan.spec.name,
         "world_size": par.world_size,
-        "parallelism": {key: getattr(par, key) for key in ("dp", "pp", "ep", "tp", "expert_tp", "attention_dp", "gating")},
+        "parallelism": {
+            key: getattr(par, key) for key in ("dp", "pp", "ep", "tp", "expert_tp", "attention_dp", "gating")
+        },
         "reasons": plan.reasons,
         "expert_rule": {"rounds": plan.placement.rounds, "relaxed": plan.placement.relaxed},
-        "memory": {"fullest_rank": memory.fullest, "used_bytes": int(memory.used.max()), "items": memory.of_rank(memory.fullest)},
+        "memory": {
+            "fullest_rank": memory.fullest,
+            "used_bytes": int(memory.used.max()),
+            "items": memory.of_rank(memory.fullest),
+        },
         "limits": plan.limits,
         "ops": plan.blocks.op_count,
         "edges": len(plan.expanded.source),
@@ -206,7 +262,9 @@ def _check(options: argparse.Namespace) -> int:
     if options.json:
         degrees = {key: getattr(par, key) for key in ("dp", "pp", "ep", "tp", "expert_tp")}
         _data({"name": spec.name, "parallelism": degrees, "reasons": placed.reasons, "used_bytes": int(used.max())})
-    _say(f"{spec.name}: no faults; dp {par.dp} · pp {par.pp} · ep {par.ep} · tp {par.tp}, {used.max() / 1e9:.1f} GB on the fullest GPU")
+    _say(
+        f"{spec.name}: no faults; dp {par.dp} · pp {par.pp} · ep {par.ep} · tp {par.tp}, {used.max() / 1e9:.1f} GB on the fullest GPU"
+    )
     return 0
 
 
@@ -226,7 +284,15 @@ def _explain(options: argparse.Namespace) -> int:
     if options.what.upper().startswith("PLN"):
         code = options.what.upper()
         if code not in CODES:
-            raise PlancError([Diagnostic("PLN015", f"{code} is not a diagnostic code", hint=f"codes run from {min(CODES)} to {max(CODES)}")])
+            raise PlancError(
+                [
+                    Diagnostic(
+                        "PLN015",
+                        f"{code} is not a diagnostic code",
+                        hint=f"codes run from {min(CODES)} to {max(CODES)}",
+                    )
+                ]
+            )
         title, explanation, since, status = CODES[code]
         print(f"{code}: {title}\n\n{explanation}\n\nSince {since}, {status}.")
         return 0
@@ -290,7 +356,7 @@ def _write_text(content: str | bytes, path: str | None) -> None:
                 os.unlink(temporary)
             raise
     except OSError as error:
-        raise PlancError([Diagnostic("PLN017", f"cannot write {path}: {error.strerror or error}")]) from None
+        raise _unwritable(path, error) from None
     _say(f"wrote {path}")
 
 

@@ -53,7 +53,7 @@ EXAMPLES = {
     "seconds": "100 us",
     "fraction": "80 %",
 }
-_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)\s*(.*?)\s*", re.DOTALL)
+_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)\s*(.*?)\s*", re.DOTALL | re.ASCII)
 
 
 def parse_quantity(value: object, dimension: str) -> int | float:

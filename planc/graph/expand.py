@@ -64,7 +64,7 @@ def edge_rows(graph: PlanGraph, edge: EdgeBlock, source: np.ndarray, target: np.
     for block, ops in ((edge.source, source), (edge.target, target)):
         rows = graph.blocks[block].rows
         if rows is not None:
-            return rows[ops]
+            return np.asarray(rows[ops])
     return np.zeros(len(source), dtype=np.int64)
 
 
@@ -155,7 +155,7 @@ def to_networkx(expanded: Expanded) -> nx.DiGraph[str]:
     try:
         for number, block in enumerate(graph.blocks):
             first = int(graph.first_op[number])
-            result.add_nodes_from(zip(ids[first : first + len(block)], _node_attributes(block), strict=True))
+            result.add_nodes_from(zip(ids[first : first + len(block)], node_attributes(block), strict=True))
         for number, edge in enumerate(graph.edges):
             part = slice(expanded.first_edge[number], expanded.first_edge[number + 1])
             result.add_edges_from(
@@ -163,7 +163,7 @@ def to_networkx(expanded: Expanded) -> nx.DiGraph[str]:
                 for s, t, attributes in zip(
                     expanded.source[part].tolist(),
                     expanded.target[part].tolist(),
-                    _edge_attributes(expanded, number, edge),
+                    edge_attributes(expanded, number, edge),
                     strict=True,
                 )
             )
@@ -178,10 +178,10 @@ def shown_tensor(block: OpBlock) -> TensorType | None:
     dispatch writes a different row count to every rank, so what it reads is shown."""
     tensors = [*block.writes.values(), *block.reads.values()]
     fixed = [t for t in tensors if ROWS not in t.shape or block.rows is not None]
-    return (fixed or tensors or [None])[0]
+    return next(iter(fixed or tensors), None)
 
 
-def _node_attributes(block: OpBlock) -> list[dict[str, object]]:
+def node_attributes(block: OpBlock) -> list[dict[str, object]]:
     common: dict[str, object] = {"kind": block.kind, "micro_batch": block.micro_batch}
     if block.layer is not None:
         common["layer"] = block.layer
@@ -202,7 +202,7 @@ def _node_attributes(block: OpBlock) -> list[dict[str, object]]:
     return rows
 
 
-def _edge_attributes(expanded: Expanded, number: int, edge: EdgeBlock) -> list[dict[str, object]]:
+def edge_attributes(expanded: Expanded, number: int, edge: EdgeBlock) -> list[dict[str, object]]:
     source, target = expanded.pairs(number)
     rows = edge_rows(expanded.graph, edge, source, target)
     size = edge.tensor.row_bytes

@@ -12,11 +12,9 @@ from planc.spec.fields import DTYPE_BYTES
 from planc.units import split_evenly
 
 
-def token_matrix(spec: Spec, par: Parallelism, placement: Placement, layer: int) -> np.ndarray:
-    """Tokens that each rank of an EP group sends to each rank in the layer's dispatch, int64 [ep, ep].
-
-    Every shard of an expert split by expert TP receives all of the expert's tokens.
-    """
+def copy_matrix(spec: Spec, par: Parallelism, placement: Placement, layer: int) -> np.ndarray:
+    """Tokens that each rank of an EP group sends to each copy of the layer's experts, int64 [ep, copies] in
+    `LayerPlacement` order."""
     moe = spec.model.moe
     assert moe is not None
     tokens = np.full(par.ep, step_tokens(spec, par).source)
@@ -24,12 +22,20 @@ def token_matrix(spec: Spec, par: Parallelism, placement: Placement, layer: int)
         tokens[np.arange(par.ep) % par.tp != 0] = 0
     counts = balanced_counts(tokens, moe.top_k, moe.experts)
     part = placement.layers[layer]
+    matrix = counts[:, part.expert]
+    for expert in np.flatnonzero(part.copies > 1).tolist():
+        chosen = np.flatnonzero(part.expert == expert)
+        matrix[:, chosen] = share_counts(counts[:, expert], len(chosen))
+    return matrix
+
+
+def token_matrix(spec: Spec, par: Parallelism, placement: Placement, layer: int) -> np.ndarray:
+    """Tokens that each rank of an EP group sends to each rank in the layer's dispatch, int64 [ep, ep].
+
+    Every shard of an expert split by expert TP receives all of the expert's tokens.
+    """
     matrix = np.zeros((par.ep, par.ep), dtype=np.int64)
-    single = part.copies[part.expert] == 1
-    np.add.at(matrix.T, part.rank[single], counts[:, part.expert[single]].T)
-    for expert in np.unique(part.expert[~single]).tolist():
-        ranks = part.rank[part.expert == expert]
-        np.add.at(matrix.T, ranks, share_counts(counts[:, expert], len(ranks)).T)
+    np.add.at(matrix.T, placement.layers[layer].rank, copy_matrix(spec, par, placement, layer).T)
     width = par.expert_tp
     return np.repeat(matrix[:, ::width], width, axis=1) if width > 1 else matrix
 
@@ -85,7 +91,9 @@ def volumes(spec: Spec, par: Parallelism, placement: Placement, graph: PlanGraph
             continue
         comm = {"dispatch": "dispatch", "combine": "combine", "input_split": "dp"}.get(block.kind, "tp")
         tensor = next(iter(block.writes.values())), next(iter(block.reads.values()))
-        places = id(placement.layers.get(block.layer)) if block.layer is not None and comm in ("dispatch", "combine") else 0
+        places = (
+            id(placement.layers.get(block.layer)) if block.layer is not None and comm in ("dispatch", "combine") else 0
+        )
         rows = block.rows.tobytes() if block.rows is not None else b""
         key = (block.kind, places, block.ranks.shape, int(block.ranks[0, 0]), tensor, rows)
         if key not in seen:
@@ -114,13 +122,11 @@ def _edge_volumes(spec: Spec, graph: PlanGraph) -> list[tuple[str, np.ndarray]]:
     from planc.graph.expand import expand, tensor_bytes
 
     chosen = [
-        i
-        for i, e in enumerate(graph.edges)
-        if e.comm in ("pp", "dp") and graph.blocks[e.source].kind != "input_split"
+        i for i, e in enumerate(graph.edges) if e.comm in ("pp", "dp") and graph.blocks[e.source].kind != "input_split"
     ]
     part = PlanGraph(graph.blocks, tuple(graph.edges[i] for i in chosen), graph.world_size)
     expanded = expand(part)
-    result = []
+    result: list[tuple[str, np.ndarray]] = []
     for number, edge in enumerate(part.edges):
         source, target = expanded.pairs(number)
         ranks = graph.blocks[edge.source].ranks[source, 0], graph.blocks[edge.target].ranks[target, 0]

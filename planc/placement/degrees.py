@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planc.diagnostics import Diagnostic, PlancError
 from planc.placement.experts import Placement, check_rule, place_experts
@@ -14,6 +14,7 @@ from planc.placement.overflow import overflow_fault
 from planc.placement.stages import Degrees, make_parallelism
 from planc.spec import ExpertRule, Spec
 from planc.spec.model import expert_parameters
+from planc.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,31 @@ def resolve(spec: Spec) -> Placed:
         refused["PLN201"] += 1
         if closest is None or memory.headroom.min() > closest.memory.headroom.min():
             closest = placed
+    if closest is not None and (split := _with_split_experts(spec, closest)) is not None:
+        return split
     shared = {key for key, n in everywhere.items() if n == tried}
     if shared:  # whatever is chosen for the degrees on auto, these remain: say each once
         raise PlancError({(f.code, f.path): f for f in reversed(faults) if (f.code, f.path) in shared}.values())
     raise PlancError(_refusal(spec, faults, tried, refused, closest))
+
+
+def _with_split_experts(spec: Spec, closest: Placed) -> Placed | None:
+    """The plan with the least expert TP that fits, where one whole expert does not fit beside the other residents of a
+    rank; None where that is not what is wrong, or no split helps."""
+    rank = closest.memory.fullest
+    room = closest.memory.headroom[rank] + closest.memory.items["experts"][rank]
+    whole = expert_parameters(spec.model) * spec.model.bytes_of("expert_weights")
+    if spec.parallelism.expert_tp != "auto" or closest.par.expert_tp > 1 or not 0 < room < whole:
+        return None
+    for split in _divisors(spec.cluster.smallest_domain())[1:]:
+        asked = spec.parallelism.model_copy(update={"expert_tp": split})
+        try:
+            placed = resolve(spec.model_copy(update={"parallelism": asked}))
+        except PlancError:
+            continue
+        reason = f"one expert does not fit beside the {format_bytes(int(closest.memory.capacity[rank] - room))} of the rest of rank {rank}"
+        return replace(placed, reasons=placed.reasons | {"expert_tp": reason})
+    return None
 
 
 def _refusal(
@@ -95,7 +117,7 @@ def _candidates(spec: Spec) -> Iterator[Degrees]:
     asked, gpus = spec.parallelism, spec.cluster.gpus
     stages = [len(asked.stages)] if asked.stages else None
     pps = [asked.pp] if asked.pp != "auto" else stages or [d for d in _divisors(gpus) if d <= spec.model.layers]
-    tps = [asked.tp] if asked.tp != "auto" else [d for d in _divisors(spec.cluster.smallest_domain())]
+    tps = [asked.tp] if asked.tp != "auto" else _divisors(spec.cluster.smallest_domain())
     splits = [asked.expert_tp] if asked.expert_tp != "auto" else _expert_splits(spec)
     for pp in pps:
         for ep in _ep_candidates(spec, pp):

@@ -95,10 +95,14 @@ def place_experts(spec: Spec, par: Parallelism) -> Placement:
         for first, end in par.stages:
             ids = [i for i in spec.model.moe_layer_ids if first <= i < end]
             holders = policy(len(ids) * moe.experts, nodes)
+            slots = max(rule.slots_per_gpu, int(np.bincount(holders).max(initial=0)))
+            items = np.arange(len(holders))  # the experts of one layer after those of another
+            if rule.spares == "replicate":
+                items, holders = fill_spares(holders, par.holders, slots, np.ones(len(holders)))
             worst = max(worst, int(np.bincount(holders).max(initial=0)))
             for n, layer in enumerate(ids):
-                part = holders[n * moe.experts : (n + 1) * moe.experts]
-                layers[layer] = layer_placement(np.arange(moe.experts), part * par.expert_tp)
+                mine = items // moe.experts == n
+                layers[layer] = layer_placement(items[mine] % moe.experts, holders[mine] * par.expert_tp)
     else:
         holder = policy(moe.experts, nodes)
         expert = np.arange(moe.experts)
@@ -118,27 +122,37 @@ def fill_spares(holder: np.ndarray, holders: int, slots: int, load: np.ndarray) 
     ``holder``: int [E], the holder of each expert's first copy; ``load``: [E]. A holder never gets two copies of
     one expert; a slot for which no expert is left stays empty. Returns (expert, holder) of all copies.
     """
-    experts = list(range(len(holder)))
-    where = holder.tolist()
-    held: list[set[int]] = [set() for _ in range(holders)]
-    for e, h in enumerate(where):
-        held[h].add(e)
-    count = [1] * len(holder)
-    queue = [(-float(load[e]), e) for e in experts]
+    where = [[h] for h in holder.tolist()]  # the first copy of an expert stays where it is
+    free = slots - np.bincount(holder, minlength=holders)
+    queue = [(-float(load[e]), e) for e in range(len(where))]
     heapq.heapify(queue)
-    for h in range(holders):
-        while len(held[h]) < min(slots, len(holder)):
-            passed = []
-            while queue[0][1] in held[h]:
-                passed.append(heapq.heappop(queue))
-            _, e = heapq.heappop(queue)
-            held[h].add(e)
-            count[e] += 1
-            experts.append(e)
-            where.append(h)
-            for item in (*passed, (-float(load[e]) / count[e], e)):
-                heapq.heappush(queue, item)
-    return np.array(experts, dtype=np.int32), np.array(where, dtype=np.int32)
+    while queue and free.any():
+        _, e = heapq.heappop(queue)
+        open_ = free.copy()
+        open_[where[e]] = 0
+        filled = h = int(np.argmax(open_))
+        if not open_[h]:
+            filled = int(np.argmax(free))
+            h = _make_room(where, e, filled)
+        if h < 0:
+            continue  # no further copy of this expert can be placed
+        free[filled] -= 1
+        where[e].append(h)
+        heapq.heappush(queue, (-float(load[e]) / len(where[e]), e))
+    experts = [*range(len(where)), *(e for e, places in enumerate(where) for _ in places[1:])]
+    ranks = [*(places[0] for places in where), *(h for places in where for h in places[1:])]
+    return np.array(experts, dtype=np.int32), np.array(ranks, dtype=np.int32)
+
+
+def _make_room(where: list[list[int]], expert: int, free: int) -> int:
+    """Move a spare copy of another expert to the holder ``free``, which has ``expert`` already, and return the holder
+    that it leaves to ``expert``; -1 when no copy can move."""
+    for places in where:
+        for n, h in enumerate(places[1:], 1):
+            if h not in where[expert] and free not in places:
+                places[n] = free
+                return h
+    return -1
 
 
 def check_rule(spec: Spec, par: Parallelism) -> tuple[int, int]:

@@ -37,17 +37,17 @@ class MemoryTable:
     @cached_property
     def weights(self) -> np.ndarray:
         """Weight bytes of each rank, int64 [world]."""
-        return np.sum([self.items[name] for name in WEIGHT_ITEMS], axis=0)
+        return np.asarray(np.sum([self.items[name] for name in WEIGHT_ITEMS], axis=0))
 
     @cached_property
     def used(self) -> np.ndarray:
         """All items and the reserve, int64 [world]."""
-        return np.sum(list(self.items.values()), axis=0) + self.reserve
+        return np.asarray(np.sum(list(self.items.values()), axis=0) + self.reserve)
 
     @property
     def headroom(self) -> np.ndarray:
         """Capacity less what is used; negative where a rank overflows, int64 [world]."""
-        return self.capacity - self.used
+        return np.asarray(self.capacity - self.used)
 
     @property
     def fits(self) -> bool:
@@ -144,7 +144,10 @@ def _activations(spec: Spec, par: Parallelism, placement: Placement) -> np.ndarr
     t, a, size = step_tokens(spec, par), model.attention, model.bytes_of("activations")
     heads = a.heads // tp
     kv_new = a.kv_width if a.kind == "mla" else 2 * max(1, a.kv_head_count // tp) * a.head_dim
-    peaks = [t.group * (heads * (a.q_head_dim + a.out_head_dim) + kv_new), t.group * (heads * a.out_head_dim + model.hidden)]
+    peaks = [
+        t.group * (heads * (a.q_head_dim + a.out_head_dim) + kv_new),
+        t.group * (heads * a.out_head_dim + model.hidden),
+    ]
     if model.dense_mlp and model.dense_layer_ids:
         up = 2 if model.dense_mlp.gated else 1
         peaks.append(t.group * (up * model.dense_mlp.intermediate // tp + model.hidden))
@@ -173,7 +176,7 @@ def _dispatch_buffers(spec: Spec, par: Parallelism, placement: Placement) -> np.
     sources = np.arange(par.ep) % (par.tp if par.leaders_gate else 1) == 0
     has_moe = _layer_counts(spec, par)[1] > 0
     returned = step_tokens(spec, par).source * moe.top_k * model.hidden * model.bytes_of("combine")
-    return size + has_moe * sources * returned
+    return np.asarray(size + has_moe * sources * returned)
 
 
 def _expert_tokens(spec: Spec, par: Parallelism, placement: Placement) -> tuple[np.ndarray, np.ndarray]:
@@ -209,7 +212,7 @@ def copy_tokens(spec: Spec, par: Parallelism, placement: Placement, layer: int) 
     first = np.searchsorted(part.expert, part.expert)
     turn = np.arange(len(part.expert)) - first
     load = loads[part.expert]
-    return load // copies + (turn < load % copies)
+    return np.asarray(load // copies + (turn < load % copies))
 
 
 def largest_that_fits(spec: Spec, par: Parallelism, placement: Placement, key: str) -> int:
@@ -219,9 +222,11 @@ def largest_that_fits(spec: Spec, par: Parallelism, placement: Placement, key: s
         work = spec.workload.model_copy(update={key: value})
         return memory_table(spec.model_copy(update={"workload": work}), par, placement).fits
 
-    if not fits(1):
+    # where a chunk of prompts fills a prefill step, short prompts need more logits, and may not fit where long ones do
+    start = next((value for value in (1, getattr(spec.workload, key)) if fits(value)), 0)
+    if not start:
         return 0
-    high = 1
+    high = start
     while fits(high * 2):
         high *= 2
         if high > 10**9:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from planc.placement.memory import kv_bytes_per_token
@@ -58,4 +60,4 @@ def balanced_stages(costs: list[float], stages: int) -> tuple[tuple[int, int], .
         end = int(cut[s, end])
         bounds.append(end)
     bounds.reverse()
-    return tuple(zip(bounds[:-1], bounds[1:], strict=True))
+    return tuple(pairwise(bounds))

@@ -6,16 +6,23 @@ from collections.abc import Iterator
 
 from planc.diagnostics import Diagnostic
 from planc.spec.deployment import Spec
+from planc.spec.model import parameter_counts
+
+#: the most parameters, KV cache bytes and bytes moved in a step that are planned: sums stay inside 64-bit integers
+_MOST_PARAMETERS = 10**15
+_MOST_BYTES = 10**18
 
 
 def check_spec(spec: Spec) -> list[Diagnostic]:
     """Every contradiction inside the spec; an empty list when there is none."""
-    return [*_layers(spec), *_attention(spec), *_experts(spec), *_cluster(spec), *_options(spec)]
+    return [*_layers(spec), *_attention(spec), *_experts(spec), *_cluster(spec), *_options(spec), *_sizes(spec)]
 
 
 def _layers(spec: Spec) -> Iterator[Diagnostic]:
     model = spec.model
-    if model.moe_layers is not None:
+    if model.moe_layers is not None and model.moe is None:
+        yield spec.fault("PLN102", "`moe_layers` lists MoE layers, but the model has no `moe`", "model.moe_layers")
+    elif model.moe_layers is not None:
         if model.first_k_dense or model.moe_stride != 1:
             message = "`moe_layers` lists the MoE layers, so `first_k_dense` and `moe_stride` must be left out"
             yield spec.fault("PLN102", message, "model.moe_layers")
@@ -23,6 +30,10 @@ def _layers(spec: Spec) -> Iterator[Diagnostic]:
         if beyond:
             message = f"layer {beyond[0]} is listed as MoE, but the layers are 0 to {model.layers - 1}"
             yield spec.fault("PLN102", message, "model.moe_layers")
+        if not model.moe_layers:
+            yield spec.fault(
+                "PLN102", "`moe_layers` lists no layer", "model.moe_layers", "name a layer, or remove `moe`"
+            )
     elif model.moe is not None and model.first_k_dense > model.layers:
         message = f"first_k_dense is {model.first_k_dense}, but the model has {model.layers} layers"
         yield spec.fault("PLN102", message, "model.first_k_dense")
@@ -97,7 +108,9 @@ def _cluster(spec: Spec) -> Iterator[Diagnostic]:
 def _options(spec: Spec) -> Iterator[Diagnostic]:
     asked = spec.parallelism
     if asked.tp_comm == "reduce_scatter" and asked.gating == "leader":
-        message = "tp_comm: reduce_scatter leaves each rank its own tokens, so every rank gates: gating: leader contradicts"
+        message = (
+            "tp_comm: reduce_scatter leaves each rank its own tokens, so every rank gates: gating: leader contradicts"
+        )
         yield spec.fault("PLN111", message, "parallelism.tp_comm", "set `gating: sharded` or `tp_comm: all_reduce`")
     if asked.stages is not None:
         if asked.pp not in ("auto", len(asked.stages)):
@@ -111,3 +124,25 @@ def _options(spec: Spec) -> Iterator[Diagnostic]:
         if abs(total - 1) > 0.005:
             message = f"the shares of a latency split add to {total:.0%}"
             yield spec.fault("PLN014", message, f"claims.{i}.latency_split", "they add to 100 %")
+
+
+def _sizes(spec: Spec) -> Iterator[Diagnostic]:
+    model, work, a, moe = spec.model, spec.workload, spec.model.attention, spec.model.moe
+    parameters = parameter_counts(model)["total"]
+    if parameters > _MOST_PARAMETERS:
+        message = f"{parameters:.2g} parameters; planc plans models of up to {_MOST_PARAMETERS:.0e}"
+        yield spec.fault("PLN014", message, "model")
+    cache = work.batch * work.context * model.layers * a.kv_width * model.bytes_of("kv_cache")
+    if cache > _MOST_BYTES:
+        message = f"a KV cache of {cache:.2g} B for {work.batch:,} × {work.context:,} tokens; planc plans up to {_MOST_BYTES:.0e} B"
+        yield spec.fault("PLN014", message, "workload.batch")
+    widths = [a.heads * (a.q_head_dim + a.out_head_dim) + a.kv_width, 2 * model.vocab]
+    widths += [2 * model.dense_mlp.intermediate] if model.dense_mlp else []
+    widths += [2 * moe.shared_width, 2 * moe.top_k * moe.intermediate, 2 * moe.top_k * model.hidden] if moe else []
+    tokens = work.batch if work.phase == "decode" else (work.prefill_chunk or work.isl) * spec.cluster.gpus
+    step = (tokens + 64 * spec.cluster.gpus) * model.layers * 2 * (max(widths) + 2 * model.hidden)
+    if step > _MOST_BYTES:
+        message = (
+            f"a step of {tokens:,} tokens handles {step:.2g} B of activations; planc plans up to {_MOST_BYTES:.0e} B"
+        )
+        yield spec.fault("PLN014", message, "workload.batch" if work.phase == "decode" else "workload.isl")

@@ -60,7 +60,7 @@ class Leaf(Strict):
     """A leaf pod: ``nodes`` nodes share its switches; going up, bandwidth is divided by ``oversubscription``."""
 
     nodes: Count
-    oversubscription: Annotated[float, Field(ge=1, le=1000, strict=False)] = 1.0
+    oversubscription: Annotated[float, Field(ge=1, le=1000)] = 1.0
     latency: Seconds = 0.0
 
 

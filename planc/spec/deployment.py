@@ -34,7 +34,7 @@ class Workload(Strict):
 class Target(Strict):
     """What the deployment should reach."""
 
-    tps: Annotated[float, Field(gt=0, le=1e12, strict=False)] | None = None
+    tps: Annotated[float, Field(gt=0, le=1e12)] | None = None
     tpot: PositiveSeconds | None = None
     ttft: PositiveSeconds | None = None
 
@@ -91,7 +91,9 @@ class ExpertRule(Strict):
 
 def _read_rule(value: object) -> object:
     if isinstance(value, str) and value != "none":
-        raise PydanticCustomError("choice", "`{value}` is not an expert rule: give a mapping or `none`", {"value": value[:40]})
+        raise PydanticCustomError(
+            "choice", "`{value}` is not an expert rule: give a mapping or `none`", {"value": value[:40]}
+        )
     return value
 
 
@@ -109,10 +111,10 @@ class Claim(Strict):
 
     name: Name
     source: Annotated[str, Field(max_length=500)] = ""
-    tps: Annotated[float, Field(gt=0, le=1e12, strict=False)] | None = None
+    tps: Annotated[float, Field(gt=0, le=1e12)] | None = None
     tpot: PositiveSeconds | None = None
     gpus: Degree | None = None
-    latency_split: dict[Name, Annotated[float, Field(ge=0, le=1, strict=False)]] | None = None
+    latency_split: dict[Name, Annotated[float, Field(ge=0, le=1)]] | None = None
 
 
 class Spec(Strict):

@@ -34,12 +34,12 @@ def _quantity(dimension: str, *, positive: bool = True) -> Any:
         if number < 0 or (positive and number == 0):
             bound = "positive" if positive else "zero or more"
             raise PydanticCustomError("range", "{value} must be {bound}", {"value": str(value), "bound": bound})
-        if number > 1e24:
+        if number > 1e24 or 0 < number < 1e-15:
             raise PydanticCustomError("range", "{value} is beyond any machine", {"value": str(value)[:40]})
-        return number
+        return float(number)
 
     schema = {"type": ["string", "number"], "examples": [EXAMPLES[dimension]]}
-    return Annotated[float, Field(strict=False), BeforeValidator(read), _written(dimension), WithJsonSchema(schema)]
+    return Annotated[float, BeforeValidator(read), _written(dimension), WithJsonSchema(schema)]
 
 
 def _read_bytes(value: object) -> int:
@@ -47,8 +47,10 @@ def _read_bytes(value: object) -> int:
         number = parse_quantity(value, "bytes")
     except ValueError as error:
         raise PydanticCustomError("quantity", "{reason}", {"reason": str(error)}) from None
-    if number != int(number) or not 0 <= number <= 1e18:
-        raise PydanticCustomError("range", "{value} is not a whole, sensible number of bytes", {"value": str(value)})
+    if number != int(number) or not 0 < number <= 1e18:
+        raise PydanticCustomError(
+            "range", "{value} is not a whole, sensible number of bytes", {"value": str(value)[:40]}
+        )
     return int(number)
 
 
@@ -63,12 +65,12 @@ PositiveSeconds = _quantity("seconds")
 
 def _read_fraction(value: object) -> float:
     try:
-        number = float(parse_quantity(value, "fraction"))
+        number = parse_quantity(value, "fraction")
     except ValueError as error:
         raise PydanticCustomError("quantity", "{reason}", {"reason": str(error)}) from None
-    if not 0 < number <= 1:
+    if not 1e-6 <= number <= 1:
         raise PydanticCustomError("range", "{value} must be above 0 and at most 100 %", {"value": str(value)[:40]})
-    return number
+    return float(number)
 
 
 Fraction = Annotated[

@@ -14,12 +14,15 @@ from pydantic import BaseModel, ValidationError
 from planc.diagnostics import Diagnostic, PlancError, Span, closest
 from planc.spec.deployment import Spec
 from planc.spec.model import Model
-from planc.spec.text import Located, Path_, decode, parse_yaml, read_bytes
+from planc.spec.text import MAX_DEPTH, Located, Path_, decode, parse_yaml, read_bytes
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SIZED_CLUSTER = re.compile(r"(.+)-(\d{1,6})x(\d{1,4})")
 _MAX_BASES = 16
+_MAX_GROUPS = 64
+_MOST_HINTS = 100
 _GROUP_KEYS = ("nodes", "gpus_per_node", "gpu", "nvlink_domain")
+_INDEX = re.compile(r"[0-9]{1,9}")
 
 
 def shipped_folder(name: str) -> Path:
@@ -40,7 +43,7 @@ def load_spec(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Sp
     found (0xx codes), sorted by position.
     """
     shipped = shipped_folder("specs") / f"{path}.yaml"
-    if len(Path(path).parts) == 1 and not Path(path).exists() and shipped.is_file():
+    if len(Path(path).parts) == 1 and not os.path.exists(path) and os.path.isfile(shipped):
         path = shipped
     located = _read(os.fspath(path), None)
     return spec_from_tree(_override(located, overrides), Path(path).parent, os.fspath(path))
@@ -70,14 +73,19 @@ def spec_from_tree(located: Located, folder: Path, file: str) -> Spec:
     if not isinstance(located.value, dict):
         message = f"a spec is a mapping of keys to values, not {_kind_of(located.value)}"
         raise PlancError([Diagnostic("PLN012", message, span=located.places.get((), Span(file, 1, 1)))])
+    faults: list[Diagnostic] = []
     for key, kind in (("model", "models"), ("cluster", "clusters")):
-        if key in located.value:
-            located = _graft(located, (key,), _resolve(_subtree(located, (key,)), kind, folder, ()))
+        try:
+            if key in located.value:
+                located = _graft(located, (key,), _resolve(_subtree(located, (key,)), kind, folder, ()))
+        except PlancError as error:
+            faults += error.diagnostics
+    if faults:
+        raise PlancError(faults)
     located = _one_group(located)
-    located = _resolve_gpus(located, folder)
     located, sources = _split_sources(located)
     spec = typing.cast(Spec, _validate(Spec, located, file))
-    spec._places.update({".".join(map(str, path)): span for path, span in located.places.items() if path})
+    spec._places.update({".".join(map(str, path)): span for path, span in located.places.items()})
     spec._sources.update(sources)
     return spec
 
@@ -121,20 +129,22 @@ def _graft(located: Located, path: Path_, part: Located) -> Located:
 
 
 def _merge(base: Located, over: Located) -> Located:
-    """``over`` on top of ``base``: mappings merge key by key, everything else is replaced."""
-    if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
-        return over
-    merged = Located(dict(base.value), dict(base.places), dict(base.keys))
-    for key in over.value:
-        part = _subtree(over, (key,))
-        if key in base.value:
-            part = _merge(_subtree(base, (key,)), part)
-        merged = _graft(merged, (key,), part)
-        if (key,) in over.keys:
-            merged.keys[(key,)] = over.keys[(key,)]
-    if () in over.places:
-        merged.places[()] = over.places[()]
-    return merged
+    """``over`` on top of ``base``: mappings merge key by key, everything else is replaced, and so is a mapping by one
+    that names a base of its own or is a `{value, source}`."""
+    replaced: set[Path_] = set()
+
+    def walk(low: Any, high: Any, path: Path_) -> Any:
+        if not (isinstance(low, dict) and isinstance(high, dict)) or "base" in high or "value" in high:
+            replaced.add(path)
+            return high
+        return low | {k: walk(low[k], v, (*path, k)) if k in low else v for k, v in high.items()}
+
+    value = walk(base.value, over.value, ())
+
+    def kept(table: dict[Path_, Span]) -> dict[Path_, Span]:
+        return {p: s for p, s in table.items() if not any(p[:n] in replaced for n in range(len(p) + 1))}
+
+    return Located(value, kept(base.places) | over.places, kept(base.keys) | over.keys)
 
 
 # --- presets, bases, overrides -----------------------------------------------------------------------------------
@@ -151,7 +161,9 @@ def _find(name: str, kind: str, folder: Path, span: Span | None) -> Path:
         pass
     names = preset_names(kind)
     hint = closest(name, names) or f"shipped {kind}: {', '.join(names)}"
-    raise PlancError([Diagnostic("PLN007", f"no file and no preset named `{name[:80]}` in {kind}", span=span, hint=hint)])
+    raise PlancError(
+        [Diagnostic("PLN007", f"no file and no preset named `{name[:80]}` in {kind}", span=span, hint=hint)]
+    )
 
 
 def _resolve(part: Located, kind: str, folder: Path, chain: tuple[Path, ...]) -> Located:
@@ -159,7 +171,7 @@ def _resolve(part: Located, kind: str, folder: Path, chain: tuple[Path, ...]) ->
     if isinstance(part.value, str):
         return _resolve_name(part.value, kind, folder, chain, part.places.get(()))
     if not (isinstance(part.value, dict) and "base" in part.value):
-        return part
+        return _resolve_gpus(part, folder) if kind == "clusters" else part
     base_span = part.places.get(("base",))
     if not isinstance(part.value["base"], str):
         raise PlancError([Diagnostic("PLN012", "`base` is the name of a preset or a file", "base", base_span)])
@@ -167,7 +179,8 @@ def _resolve(part: Located, kind: str, folder: Path, chain: tuple[Path, ...]) ->
     over = _without(part, ("base",))
     if "groups" in over.value:  # the base's shorthand for one group gives way
         base = _without(base, _GROUP_KEYS)
-    return _merge(base, over)
+    merged = _merge(base, over)
+    return _resolve_gpus(merged, folder) if kind == "clusters" else merged
 
 
 def _without(located: Located, keys: tuple[str, ...]) -> Located:
@@ -183,7 +196,7 @@ def _resolve_name(name: str, kind: str, folder: Path, chain: tuple[Path, ...], s
         path = _find(name, kind, folder, span)
     except PlancError:
         sized = _SIZED_CLUSTER.fullmatch(name) if kind == "clusters" else None
-        if sized is None:
+        if sized is None or _SIZED_CLUSTER.fullmatch(sized[1]):
             raise
         base = _resolve_name(sized[1], kind, folder, chain, span)
         return _resize(base, name, int(sized[2]), int(sized[3]), span)
@@ -204,7 +217,7 @@ def _resize(base: Located, name: str, nodes: int, gpus_per_node: int, span: Span
         message = f"`{name}`: a size suffix needs a preset with one node group"
         raise PlancError([Diagnostic("PLN111", message, span=span, hint="set the sizes in `groups`")])
     value = {"name": name, "nodes": nodes, "gpus_per_node": gpus_per_node}
-    places = {(key,): span for key in value} if span else {}
+    places: dict[Path_, Span] = {(key,): span for key in value} if span else {}
     return _merge(base, Located(value, places, dict(places)))
 
 
@@ -213,13 +226,15 @@ def _override(located: Located, overrides: Iterable[str]) -> Located:
     for text in overrides:
         shown = f"--set {text[:80]}"
         dotted, equals, value = text.partition("=")
-        parts: list[str | int] = [int(p) if p.isdigit() else p for p in dotted.strip().split(".")]
-        if not equals or not all(p != "" for p in parts):
+        parts: list[str | int] = [int(p) if _INDEX.fullmatch(p) else p for p in dotted.strip().split(".")]
+        if not equals or not all(p != "" for p in parts) or len(parts) > MAX_DEPTH:
             message = f"`{text[:80]}` is not KEY=VALUE"
             raise PlancError([Diagnostic("PLN008", message, span=Span(shown, 1, 1), hint="--set workload.batch=512")])
         part = parse_yaml(value, shown)
         places = {p: Span(shown, 1, 1) for p in part.places}
-        located = _set(located, tuple(parts), Located(part.value, places, {p: Span(shown, 1, 1) for p in part.keys}), shown)
+        located = _set(
+            located, tuple(parts), Located(part.value, places, {p: Span(shown, 1, 1) for p in part.keys}), shown
+        )
     return located
 
 
@@ -235,11 +250,13 @@ def _set(located: Located, path: Path_, part: Located, shown: str) -> Located:
         elif value is None and isinstance(parent, dict) and isinstance(head[-1], str):
             located = _graft(located, head, Located({}, {}, {}))
         elif not isinstance(value, (dict, list)):
-            message = f"`{'.'.join(map(str, head))}` holds {_kind_of(value)}, so nothing can be set inside it"
+            message = f"`{'.'.join(map(str, head))[:80]}` holds {_kind_of(value)}, so nothing can be set inside it"
             raise PlancError([Diagnostic("PLN008", message, span=Span(shown, 1, 1))])
     parent = _at(located.value, path[:-1])
-    if not (isinstance(parent, dict) and isinstance(path[-1], str)) and not (isinstance(parent, list) and _has(parent, path[-1])):
-        message = f"`{'.'.join(map(str, path))}` does not name a place in the spec"
+    if not (isinstance(parent, dict) and isinstance(path[-1], str)) and not (
+        isinstance(parent, list) and _has(parent, path[-1])
+    ):
+        message = f"`{'.'.join(map(str, path))[:80]}` does not name a place in the spec"
         raise PlancError([Diagnostic("PLN008", message, span=Span(shown, 1, 1))])
     return _graft(located, path, part)
 
@@ -270,14 +287,23 @@ def _one_group(located: Located) -> Located:
     return _graft(located, ("cluster",), Located(value, places, moved(part.keys)))
 
 
-def _resolve_gpus(located: Located, folder: Path) -> Located:
-    cluster = located.value.get("cluster")
-    groups = cluster.get("groups") if isinstance(cluster, dict) else None
+def _resolve_gpus(cluster: Located, folder: Path) -> Located:
+    """The GPUs of a cluster by name or with a base, as plain mappings; ``folder`` is where the cluster is written."""
+    if not isinstance(cluster.value, dict):
+        return cluster
+    groups = cluster.value.get("groups")
+    paths: list[Path_] = [("gpu",)] if "gpu" in cluster.value else []
+    if isinstance(groups, list) and len(groups) > _MAX_GROUPS:
+        message = f"{len(groups):,} node groups; a cluster has at most {_MAX_GROUPS}"
+        raise PlancError([Diagnostic("PLN014", message, "cluster.groups", cluster.places.get(("groups",)))])
     for i, group in enumerate(groups if isinstance(groups, list) else ()):
         if isinstance(group, dict) and "gpu" in group:
-            path = ("cluster", "groups", i, "gpu")
-            located = _graft(located, path, _resolve(_subtree(located, path), "gpus", folder, ()))
-    return located
+            paths.append(("groups", i, "gpu"))
+    for path in paths:
+        part = _subtree(cluster, path)
+        if isinstance(part.value, str) or (isinstance(part.value, dict) and "base" in part.value):
+            cluster = _graft(cluster, path, _resolve(part, "gpus", folder, ()))
+    return cluster
 
 
 def _split_sources(located: Located) -> tuple[Located, dict[str, str]]:
@@ -306,23 +332,26 @@ def _validate(model: type[BaseModel], located: Located, file: str) -> BaseModel:
         return model.model_validate(located.value)
     except ValidationError as error:
         rows = error.errors(include_url=False, include_context=True, include_input=True)
-    raise PlancError(_fault(model, located, file, dict(row)) for row in rows if not _is_echo(row))
+    rows = [row for row in rows if not _is_echo(row)]
+    raise PlancError(_fault(model, located, file, dict(row), hints=n < _MOST_HINTS) for n, row in enumerate(rows))
 
 
 def _is_echo(row: Mapping[str, Any]) -> bool:
     """A fault that only repeats another: a mapping given for ``expert_rule`` also fails the word ``none``."""
     if row["type"] == "too_short":  # a list whose items were refused also counts as short
-        return len(row["input"]) >= row["ctx"].get("min_length", 0)
+        return bool(len(row["input"]) >= row["ctx"].get("min_length", 0))
     return row["type"] == "literal_error" and isinstance(row["input"], dict)
 
 
-def _fault(model: type[BaseModel], located: Located, file: str, row: dict[str, Any]) -> Diagnostic:
+def _fault(
+    model: type[BaseModel], located: Located, file: str, row: dict[str, Any], *, hints: bool = True
+) -> Diagnostic:
     path: Path_ = ()
     value = located.value
     for part in row["loc"]:  # a union adds its branch's name to the location: skip what the tree does not have
         if (isinstance(value, dict) and part in value) or (isinstance(value, list) and _has(value, part)):
             path, value = (*path, part), value[part]
-    kind, context, last = row["type"], row.get("ctx", {}), str(row["loc"][-1])
+    kind, context, last = row["type"], row.get("ctx", {}), str(row["loc"][-1]) if row["loc"] else ""
     missing = kind == "missing"
     dotted = ".".join(map(str, (*path, last) if missing else path))
     table = located.keys if kind == "extra_forbidden" else located.places
@@ -333,7 +362,7 @@ def _fault(model: type[BaseModel], located: Located, file: str, row: dict[str, A
         inside = f" in `{'.'.join(map(str, path))}`" if path else ""
         return Diagnostic("PLN011", f"the key `{last}` is missing{inside}", dotted, span, f"add `{last}:`")
     if kind == "extra_forbidden":
-        known = _fields(model, path[:-1])
+        known = _fields(model, path[:-1]) if hints else []
         hint = closest(str(path[-1]), known) or (f"keys here: {', '.join(known)}" if known else "")
         return Diagnostic("PLN010", f"unknown key `{str(path[-1])[:60]}`", dotted, span, hint)
     if kind in ("literal_error", "choice"):
@@ -375,8 +404,10 @@ def _worded(kind: str, context: dict[str, Any], value: Any, fallback: str) -> st
         key, words = _BOUNDS[kind]
         return f"{str(value)[:40]} must be {words} {context[key]:,}"
     if kind in ("too_short", "too_long"):
-        return f"the list has {context.get('actual_length')} items; it may have {context.get('min_length', 0)} to "\
-               f"{context.get('max_length', 'any number')}"
+        return (
+            f"the list has {context.get('actual_length')} items; it may have {context.get('min_length', 0)} to "
+            f"{context.get('max_length', 'any number')}"
+        )
     return fallback[:1].lower() + fallback[1:] if fallback[:2].istitle() else fallback
 
 

@@ -20,6 +20,7 @@ Path_ = tuple[str | int, ...]
 _INT = re.compile(r"[-+]?[0-9]+")
 _OCTAL_HEX = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_UNPRINTABLE = re.compile("[^\\t\\n\\r\\x20-\\x7e\\x85\\xa0-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
 _SPECIAL_FLOATS = {".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
 
 
@@ -37,11 +38,14 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_SPEC_BYTES, span: 
     name = os.fspath(path)
     try:
         with Path(path).open("rb") as handle:
-            data = handle.read(limit + 1)
+            large = os.fstat(handle.fileno()).st_size > limit
+            data = b"" if large else handle.read(limit + 1)  # a device has no size
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise PlancError([Diagnostic("PLN001", f"cannot read {name}: {reason}", span=span or Span(name, 1, 1))]) from None
-    if len(data) > limit:
+        raise PlancError(
+            [Diagnostic("PLN001", f"cannot read {name}: {reason}", span=span or Span(name, 1, 1))]
+        ) from None
+    if large or len(data) > limit:
         message = f"{name} is larger than the {limit / 1e6:g} MB that a file of this kind may have"
         raise PlancError([Diagnostic("PLN003", message, span=span or Span(name, 1, 1), hint="is this the right file?")])
     return data
@@ -91,12 +95,19 @@ def parse_yaml(text: str, file: str) -> Located:
             composer.take(event)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if (
+            mark and error.context_mark and mark.line > text.rstrip().count("\n")
+        ):  # not where the text ends: where it opened
+            mark = error.context_mark
         span = Span(file, mark.line + 1, mark.column + 1) if mark else Span(file, 1, 1)
         message = " ".join(str(part) for part in (error.context, error.problem) if part)
         raise PlancError([Diagnostic("PLN004", f"malformed YAML: {message}", span=span)]) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         message = f"malformed YAML: {str(error).splitlines()[0]}"
-        raise PlancError([Diagnostic("PLN004", message, span=Span(file, 1, 1))]) from None
+        bad = _UNPRINTABLE.search(text)
+        before = text[: bad.start()] if bad else ""
+        span = Span(file, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        raise PlancError([Diagnostic("PLN004", message, span=span)]) from None
     if composer.faults:
         raise PlancError(composer.faults)
     return Located(composer.root, composer.places, composer.key_places)
@@ -126,19 +137,22 @@ class _Composer:
                 self._refuse("PLN004", "malformed YAML: more than one document in the file", event)
         elif isinstance(event, yaml.ScalarEvent):
             if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
-                self._refuse("PLN004", f"malformed YAML: the tag {event.tag} is not supported", event)
+                self._refuse("PLN004", f"malformed YAML: the tag {event.tag[:60]} is not supported", event)
             plain = event.implicit[0] and event.tag is None
             value = scalar(event.value) if plain else event.value
             self._place(value, event)
             if event.anchor:
                 self._anchors[event.anchor] = value
         elif isinstance(event, yaml.AliasEvent):
-            if event.anchor not in self._anchors:
-                self._refuse("PLN004", f"malformed YAML: the alias *{event.anchor} has no anchor before it", event)
-            value = self._anchors[event.anchor]
+            name = event.anchor or ""
+            if name not in self._anchors:
+                self._refuse("PLN004", f"malformed YAML: the alias *{name[:60]} has no anchor before it", event)
+            value = self._anchors[name]
             self._values += _size(value, MAX_VALUES)
             self._place(value, event)
         elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+            if event.tag not in (None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+                self._refuse("PLN004", f"malformed YAML: the tag {event.tag[:60]} is not supported", event)
             container: Any = {} if isinstance(event, yaml.MappingStartEvent) else []
             path = self._place(container, event)
             if len(self._stack) >= MAX_DEPTH:

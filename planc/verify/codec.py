@@ -31,7 +31,7 @@ def encode_numbers(numbers: list[int]) -> str:
     return ",".join(parts)
 
 
-_RUN = re.compile(r"(\d{1,9})(?:x(\d{1,9})|-(\d{1,9})(?:/(\d{1,9}))?)?")
+_RUN = re.compile(r"(\d{1,9})(?:x(\d{1,9})|-(\d{1,9})(?:/(\d{1,9}))?)?", re.ASCII)
 
 
 @lru_cache(maxsize=4096)
@@ -68,7 +68,7 @@ def decode_tensor(text: str) -> TensorType:
     match = _TENSOR.fullmatch(text)
     if match is None:
         raise ValueError(f"`{text[:60]}` is not a tensor such as `[64, 7168] bf16 R`")
-    sizes = [part.strip() for part in match[1].split(",")] if match[1] else []
-    if not all(s == "m" or (s.isdigit() and len(s) < 13) for s in sizes):
-        raise ValueError(f"`{text[:60]}` has a size that is neither a number nor m")
+    sizes = [part.strip() for part in match[1].split(",")]
+    if len(sizes) > 8 or not all((s == "m" and n == 0) or re.fullmatch(r"[0-9]{1,12}", s) for n, s in enumerate(sizes)):
+        raise ValueError(f"`{text[:60]}` has a size that is neither a number nor, in the first place, m")
     return TensorType(tuple(ROWS if s == "m" else int(s) for s in sizes), match[2], match[3])

@@ -7,142 +7,208 @@ from collections.abc import Iterator
 import numpy as np
 
 from planc.diagnostics import Diagnostic
-from planc.graph import Expanded, OpBlock
-from planc.graph.traffic import token_matrix
-from planc.placement import memory_table
+from planc.graph import Expanded
+from planc.graph.expand import edge_rows
+from planc.placement import check_rule as rule_slots
+from planc.placement import copy_tokens, memory_table, step_tokens
 from planc.spec import ExpertRule
 from planc.units import format_bytes
 from planc.verify.plan import Draft
 from planc.verify.structure import FEW, fault
 
 
-def _expert_blocks(draft: Draft) -> list[OpBlock]:
-    """Expert blocks of the first micro-batch; the others run on the same weights."""
-    return [b for b in draft.blocks.blocks if b.kind == "expert" and b.micro_batch == 0 and b.experts is not None]
-
-
-def held_experts(draft: Draft) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(layer, expert, rank) of every expert op of the first micro-batch, int64 [ops] each, read off the graph."""
-    blocks = _expert_blocks(draft)
+def held_experts(draft: Draft, micro_batch: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(layer, expert, rank) of every expert op of a micro-batch, int64 [ops] each, read off the graph."""
+    blocks = [b for b in draft.blocks.blocks if b.kind == "expert" and b.micro_batch == micro_batch]
     if not blocks:
         empty = np.zeros(0, dtype=np.int64)
         return empty, empty, empty
-    layers = np.concatenate([np.full(len(b), -1 if b.layer is None else b.layer, dtype=np.int64) for b in blocks])
+    layers = np.concatenate([np.full(len(b), b.layer, dtype=np.int64) for b in blocks])
     experts = np.concatenate([b.experts for b in blocks if b.experts is not None]).astype(np.int64)
     return layers, experts, np.concatenate([b.ranks[:, 0] for b in blocks]).astype(np.int64)
 
 
 def check_rule(draft: Draft) -> Iterator[Diagnostic]:
-    """PLN310: no rank holds more experts than the rule allows (with rounds, counts differ by at most one), nor two
-    copies of one expert."""
+    """PLN310: no rank holds more experts than the rule allows (in rounds, counts differ by at most one), nor two copies
+    of one expert; no expert has a second copy unless spare slots are filled; r and `relaxed` say what is held."""
     layers, experts, ranks = held_experts(draft)
     par, rule = draft.parallelism, draft.spec.expert_rule
-    whole = np.stack([layers, experts, ranks])
-    order = np.lexsort(whole[::-1])
-    twice = np.flatnonzero((np.diff(whole[:, order], axis=1) == 0).all(axis=0))
-    for i in order[twice[:FEW]].tolist():
-        yield fault("PLN310", f"GPU {ranks[i]} holds two copies of expert {experts[i]} of layer {layers[i]}", f"L{layers[i]}.expert")
-    if not isinstance(rule, ExpertRule):
-        return
-    if rule.scope == "layer":
-        keys, what = layers * par.world_size + ranks, "experts of one layer"
-        needed = draft.spec.model.moe.experts if draft.spec.model.moe else 0
-        allowed = max(rule.slots_per_gpu, -(-needed // par.holders))
-    else:
-        keys, what = ranks, "experts"
-        allowed = max(rule.slots_per_gpu, draft.placement.rounds if draft.placement.relaxed else 0)
-    found, counts = np.unique(keys, return_counts=True)
-    for i in np.flatnonzero(counts > allowed)[:FEW].tolist():
-        rank = int(found[i] % par.world_size)
-        message = f"GPU {rank} holds {counts[i]} {what}; the rule (scope {rule.scope}) allows {allowed}"
-        yield fault("PLN310", message, f"rank {rank}")
+    copies = (layers * 65536 + experts) * par.world_size
+    twice = _repeated(copies + ranks)
+    for key in twice[:FEW]:
+        layer, expert = divmod(key // par.world_size, 65536)
+        message = f"GPU {key % par.world_size} holds two copies of expert {expert} of layer {layer}"
+        yield fault("PLN310", message, f"L{layer}.expert")
+    if not twice and (not isinstance(rule, ExpertRule) or rule.spares == "idle"):
+        replicas, shards = ranks // par.replica_size, ranks % par.expert_tp
+        for key in _repeated(copies + replicas * par.expert_tp + shards)[:FEW]:
+            layer, expert = divmod(key // par.world_size, 65536)
+            message = f"expert {expert} of layer {layer} has a second copy, but spare slots stay idle"
+            yield fault("PLN310", message, f"L{layer}.expert")
+    yield from _check_counts(draft, layers, ranks)
+
+
+def _repeated(keys: np.ndarray) -> list[int]:
+    """The keys that occur more than once, ascending."""
+    ordered = np.sort(keys)
+    return sorted(set(ordered[1:][ordered[1:] == ordered[:-1]].tolist()))
+
+
+def _check_counts(draft: Draft, layers: np.ndarray, ranks: np.ndarray) -> Iterator[Diagnostic]:
+    """How many experts the ranks hold, against the rule and against what the plan says of itself."""
+    par, rule, placement = draft.parallelism, draft.spec.expert_rule, draft.placement
+    by_layer = not isinstance(rule, ExpertRule) or rule.scope == "layer"
+    ids = draft.spec.model.moe_layer_ids if by_layer else (0,)
+    number = np.searchsorted(np.array(ids), layers) if by_layer else np.zeros_like(layers)
+    cells = np.bincount(number * par.world_size + ranks, minlength=len(ids) * par.world_size)
+    counts = cells.reshape(-1, par.world_size)
+    rounds = int(counts.max(initial=0))
+    limit = rounds
+    if isinstance(rule, ExpertRule):
+        needed, slots = rule_slots(draft.spec, par)
+        limit = (
+            rule.slots_per_gpu if rule.on_overflow == "error" else max(rule.slots_per_gpu, -(-needed // par.holders))
+        )
+        what = "experts of one layer" if by_layer else "experts"
+        for _, rank in np.argwhere(counts > limit)[:FEW].tolist():
+            message = f"GPU {rank} holds {counts[:, rank].max()} {what}; the rule (scope {rule.scope}) allows {limit}"
+            yield fault("PLN310", message, f"rank {rank}")
+        if needed > slots and rounds <= limit:
+            yield from _check_even(draft, counts, ids if by_layer else ())
+    relaxed = isinstance(rule, ExpertRule) and rounds > rule.slots_per_gpu
+    if rounds <= limit and (rounds, relaxed) != (placement.rounds, placement.relaxed):
+        message = f"the plan says r = {placement.rounds}, relaxed {placement.relaxed}; its GPUs hold {rounds}, relaxed {relaxed}"
+        yield fault("PLN310", message, "expert")
+
+
+def _check_even(draft: Draft, counts: np.ndarray, ids: tuple[int, ...]) -> Iterator[Diagnostic]:
+    """In rounds the ranks of a layer's stage, or of every stage, hold the same number of experts within one."""
+    par = draft.parallelism
+    by_stage = counts.reshape(len(counts), par.dp, par.pp, par.ep)
+    for row, held in enumerate(by_stage):
+        stages = [par.stage_of_layer(ids[row])] if ids else list(range(par.pp))
+        uneven = [s for s in stages if np.ptp(held[:, s]) > 1]
+        for stage in uneven[:1]:
+            where = f"layer {ids[row]}" if ids else f"stage {stage}"
+            message = f"{where}: a GPU holds {held[:, stage].min()} experts, another {held[:, stage].max()}; rounds differ by at most one"
+            yield fault("PLN310", message, f"L{ids[row]}.expert" if ids else "expert")
+
+
+def _absent_experts(draft: Draft) -> np.ndarray:
+    """Experts without a whole copy in a replica, int [n, 3]: layer, replica, expert."""
+    moe, par = draft.spec.model.moe, draft.parallelism
+    assert moe is not None
+    layers, experts, ranks = held_experts(draft)
+    present = np.zeros((draft.spec.model.layers, par.dp, moe.experts, par.expert_tp), dtype=bool)
+    inside = (experts >= 0) & (experts < moe.experts)
+    present[layers[inside], ranks[inside] // par.replica_size, experts[inside], ranks[inside] % par.expert_tp] = True
+    wanted = np.zeros(draft.spec.model.layers, dtype=bool)
+    wanted[list(draft.spec.model.moe_layer_ids)] = True
+    return np.argwhere(~present.all(axis=3) & wanted[:, None, None])
 
 
 def check_coverage(draft: Draft) -> Iterator[Diagnostic]:
-    """PLN311: every expert (and every shard of it) of every MoE layer has a copy in every replica."""
-    moe, par = draft.spec.model.moe, draft.parallelism
+    """PLN311: every expert (and every shard of it) of every MoE layer has a copy in every replica, and there are no
+    others."""
+    moe = draft.spec.model.moe
     if moe is None:
         return
-    layers, experts, ranks = held_experts(draft)
-    replicas = ranks // par.replica_size
-    shards = ranks % par.expert_tp
-    shape = (draft.spec.model.layers, par.dp, moe.experts, par.expert_tp)
-    inside = (layers >= 0) & (layers < shape[0]) & (experts >= 0) & (experts < moe.experts)
-    present = np.zeros(shape, dtype=bool)
-    present[layers[inside], replicas[inside], experts[inside], shards[inside]] = True
-    for i in np.flatnonzero(~inside)[:FEW].tolist():
-        yield fault("PLN311", f"GPU {ranks[i]} runs expert {experts[i]} of layer {layers[i]}, which the model does not have")
-    wanted = np.zeros(shape[0], dtype=bool)
-    wanted[list(draft.spec.model.moe_layer_ids)] = True
-    for layer, replica, expert, _ in np.argwhere(~present & wanted[:, None, None, None])[:FEW].tolist():
+    placed = [np.stack([np.full(len(p.expert), layer), p.expert]) for layer, p in draft.placement.layers.items()]
+    layers, experts = np.concatenate([np.stack(held_experts(draft)[:2]), *placed], axis=1)
+    for i in np.flatnonzero((experts < 0) | (experts >= moe.experts))[:FEW].tolist():
+        message = f"layer {layers[i]} has no expert {experts[i]}: its experts are 0 to {moe.experts - 1}"
+        yield fault("PLN311", message, f"L{layers[i]}.expert")
+    for layer, replica, expert in _absent_experts(draft)[:FEW].tolist():
         message = f"expert {expert} of layer {layer} has no copy in replica {replica}"
         yield fault("PLN311", message, f"L{layer}.expert", "put it on a GPU of that replica")
 
 
 def check_placement(draft: Draft) -> Iterator[Diagnostic]:
-    """PLN312: the graph runs every expert where the placement holds it, and nowhere else."""
-    par = draft.parallelism
-    planned = []
+    """PLN312: in every micro-batch the graph runs every expert where the placement holds it, and nowhere else. Experts
+    that are absent altogether, and what runs in their place, are left to PLN311."""
+    par, moe = draft.parallelism, draft.spec.model.moe
+    if moe is None:
+        return
+    planned = [np.zeros((3, 0), dtype=np.int64)]
     for layer, part in draft.placement.layers.items():
         firsts = par.stage_ranks(par.stage_of_layer(layer))[:, :1]
-        ranks = (firsts + part.rank).reshape(-1)
-        ranks = (ranks[:, None] + np.arange(par.expert_tp)).reshape(-1)
+        ranks = ((firsts + part.rank).reshape(-1)[:, None] + np.arange(par.expert_tp)).reshape(-1)
         experts = np.repeat(np.tile(part.expert, par.dp), par.expert_tp)
-        planned.append((layer * 2**32 + experts.astype(np.int64)) * 2**21 + ranks)
-    want = np.sort(np.concatenate(planned)) if planned else np.zeros(0, dtype=np.int64)
-    layers, experts, ranks = held_experts(draft)
-    found = np.sort((layers * 2**32 + experts) * 2**21 + ranks)
-    if np.array_equal(found, want):
-        return
-    for keys, text in ((np.setdiff1d(found, want), "runs on a GPU that does not hold it"), (np.setdiff1d(want, found), "is held by a GPU that does not run it")):
-        for key in keys[:FEW].tolist():
-            layer, expert, rank = key >> 53, (key >> 21) & (2**32 - 1), key & (2**21 - 1)
-            yield fault("PLN312", f"expert {expert} of layer {layer} {text}: GPU {rank}", f"L{layer}.expert")
+        planned.append(np.stack([np.full(len(ranks), layer), experts, ranks]).astype(np.int64))
+    want = np.sort(_keys(*np.concatenate(planned, axis=1)))
+    absent = _absent_experts(draft)
+    for micro_batch in range(draft.spec.workload.micro_batches):
+        found = np.sort(_keys(*held_experts(draft, micro_batch)))
+        if np.array_equal(found, want) or (micro_batch and not len(found)):  # a micro-batch left out is PLN314
+            continue
+        unheld, idle = _unpacked(np.setdiff1d(found, want)), _unpacked(np.setdiff1d(want, found))
+        if not micro_batch and len(absent):
+            gone = {tuple(row) for row in absent.tolist()}
+            instead = {
+                (layer, rank) for layer, expert, rank in idle if (layer, rank // par.replica_size, expert) in gone
+            }
+            unheld = [row for row in unheld if (row[0], row[2]) not in instead]
+            idle = [row for row in idle if (row[0], row[2]) not in instead]
+        for rows, text in (
+            (unheld, "runs on a GPU that does not hold it"),
+            (idle, "is held by a GPU that does not run it"),
+        ):
+            for layer, expert, rank in rows[:FEW]:
+                yield fault("PLN312", f"expert {expert} of layer {layer} {text}: GPU {rank}", f"L{layer}.expert")
+        if np.array_equal(np.unique(found), np.unique(want)):
+            yield fault("PLN312", "an expert of the placement runs more or less often than it is held")
+
+
+def _keys(layers: np.ndarray, experts: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """(layer, expert, rank) as one number: at most 10,000 layers, 2^24 experts and 2^20 ranks, so that it fits 63 bits."""
+    return np.asarray((layers << 44) + ((experts & (2**24 - 1)) << 20) + ranks)
+
+
+def _unpacked(keys: np.ndarray) -> list[tuple[int, int, int]]:
+    return [(key >> 44, (key >> 20) & (2**24 - 1), key & (2**20 - 1)) for key in keys.tolist()]
 
 
 def check_conservation(draft: Draft, expanded: Expanded) -> Iterator[Diagnostic]:
-    """PLN313: in every dispatch, tokens × top_k leave the sources and reach the experts, each expert op gets its
-    column of the token matrix, and the sources get top_k partial outputs per token back."""
+    """PLN313: the sources of every dispatch send tokens × top_k, every copy of an expert gets its share of them, and
+    the same number of outputs comes back to combine."""
     moe, graph, par = draft.spec.model.moe, draft.blocks, draft.parallelism
     if moe is None:
         return
-    into: dict[int, list[int]] = {}
+    sources = par.attention_dp if par.leaders_gate else par.ep
+    total = sources * step_tokens(draft.spec, par).source * moe.top_k
+    moved = {
+        i: np.zeros(len(b), dtype=np.int64) for i, b in enumerate(graph.blocks) if b.kind in ("dispatch", "combine")
+    }
     for number, edge in enumerate(graph.edges):
-        into.setdefault(edge.target, []).append(number)
-    received: dict[int, np.ndarray] = {}
+        if edge.target in moved:
+            source, target = expanded.pairs(number)
+            rows = edge_rows(graph, edge, source, target)
+            weights = np.full(len(source), edge.tensor.shape[0] * moe.top_k) if rows is None else rows
+            np.add.at(moved[edge.target], target, weights)
+    for index, found in moved.items():
+        for op in np.flatnonzero(found != total)[:FEW].tolist():
+            what = "choices are sent" if graph.blocks[index].kind == "dispatch" else "outputs come back"
+            message = f"{graph.op_id(index, op)}: {found[op]} {what}; the tokens of the group make {total} choices"
+            yield fault("PLN313", message, graph.blocks[index].name)
+    yield from _check_shares(draft)
+
+
+def _check_shares(draft: Draft) -> Iterator[Diagnostic]:
+    """Every expert op gets the tokens that routing gives to its copy."""
+    moe, graph, par = draft.spec.model.moe, draft.blocks, draft.parallelism
+    assert moe is not None
+    shares: dict[int, np.ndarray] = {}
     for index, block in enumerate(graph.blocks):
-        if block.kind != "dispatch" or block.layer not in draft.placement.layers:
+        if block.kind != "expert" or block.layer is None or block.rows is None or block.experts is None:
             continue
-        sent = np.zeros(len(block), dtype=np.int64)
-        for number in into.get(index, []):
-            rows = graph.edges[number].tensor.shape[0] * moe.top_k
-            sent += np.bincount(expanded.pairs(number)[1], minlength=len(block)) * rows
-        places = id(draft.placement.layers[block.layer])
-        if places not in received:
-            received[places] = token_matrix(draft.spec, par, draft.placement, block.layer).sum(axis=0)
-        yield from _check_dispatch(draft, expanded, index, sent, received[places])
-
-
-def _check_dispatch(
-    draft: Draft, expanded: Expanded, index: int, sent: np.ndarray, received: np.ndarray
-) -> Iterator[Diagnostic]:
-    graph, par = draft.blocks, draft.parallelism
-    block = graph.blocks[index]
-    got = np.zeros((par.dp, par.ep), dtype=np.int64)
-    for number, edge in enumerate(graph.edges):
-        target = graph.blocks[edge.target]
-        if edge.source == index and target.kind == "expert" and target.rows is not None:
-            ops = expanded.pairs(number)[1]
-            ranks = target.ranks[ops, 0].astype(np.int64)
-            np.add.at(got, (ranks // par.replica_size, ranks % par.ep), target.rows[ops])
-    for replica in range(min(par.dp, len(sent))):
-        arrived = int(got[replica].sum()) // par.expert_tp
-        if arrived != sent[replica]:
-            message = f"{graph.op_id(index, replica)}: {sent[replica]} tokens are sent, {arrived} reach an expert"
-            yield fault("PLN313", message, block.name)
-        elif (got[replica] != received).any():
-            local = int(np.flatnonzero(got[replica] != received)[0])
-            message = f"{graph.op_id(index, replica)}: rank {local} of the group gets {got[replica, local]} tokens, routing sends {received[local]}"
+        part = draft.placement.layers[block.layer]
+        if id(part) not in shares:
+            table = np.zeros((moe.experts, par.ep), dtype=np.int64)
+            table[part.expert, part.rank] = copy_tokens(draft.spec, par, draft.placement, block.layer)
+            shares[id(part)] = np.repeat(table[:, :: par.expert_tp], par.expert_tp, axis=1)
+        want = shares[id(part)][block.experts, block.ranks[:, 0] % par.ep]
+        for op in np.flatnonzero(block.rows != want)[:FEW].tolist():
+            message = f"{graph.op_id(index, op)} gets {int(block.rows[op])} tokens, routing sends {int(want[op])}"
             yield fault("PLN313", message, block.name)
 
 
@@ -158,6 +224,16 @@ def check_memory(draft: Draft) -> Iterator[Diagnostic]:
             shown = int(given[rank]) if given is not None and len(given) > rank else 0
             message = f"rank {rank}: the table says {shown:,} B of {name}, the placement needs {int(values[rank]):,} B"
             yield Diagnostic("PLN315", message, f"memory.{name}")
+    for name in sorted(table.items.keys() - fresh.items.keys()):
+        yield Diagnostic("PLN315", f"the table has an item `{name[:40]}`, which no rank holds", f"memory.{name[:40]}")
+    for name, given, values in (
+        ("capacity", table.capacity, fresh.capacity),
+        ("reserve", table.reserve, fresh.reserve),
+    ):
+        if not np.array_equal(given, values):
+            yield Diagnostic("PLN315", f"the table's {name} is not that of the cluster's GPUs", f"memory.{name}")
     for rank in np.flatnonzero(fresh.headroom < 0)[:FEW].tolist():
-        message = f"rank {rank} needs {format_bytes(int(fresh.used[rank]))} but has {format_bytes(int(fresh.capacity[rank]))}"
+        message = (
+            f"rank {rank} needs {format_bytes(int(fresh.used[rank]))} but has {format_bytes(int(fresh.capacity[rank]))}"
+        )
         yield Diagnostic("PLN201", message, "memory")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from planc.graph import OpBlock
+from planc.graph import ROWS, OpBlock
 from planc.spec import Model
 
 
@@ -116,16 +116,17 @@ def _gate(block: OpBlock, model: Model) -> Iterator[Relation]:
 
 
 def _dispatch(block: OpBlock, model: Model) -> Iterator[Relation]:
-    yield "token width", _wrote(block, "tokens")[1:], _read(block, "tokens")[1:]
+    yield "tokens written", _wrote(block, "tokens"), (ROWS, *_read(block, "tokens")[1:])
 
 
 def _expert(block: OpBlock, model: Model) -> Iterator[Relation]:
     yield "tokens written", _wrote(block, "y"), _read(block, "tokens")
-    yield "token width", _read(block, "tokens")[1:], (model.hidden,)
+    yield "order written", _wrote(block, "done"), (0,)
+    yield "tokens read", _read(block, "tokens"), (ROWS, model.hidden)
 
 
 def _combine(block: OpBlock, model: Model) -> Iterator[Relation]:
-    yield "token width", _wrote(block, "parts")[1:], _read(block, "y")[1:]
+    yield "outputs read", _read(block, "y"), (ROWS, *_wrote(block, "parts")[1:])
 
 
 def _aggregate(block: OpBlock, model: Model) -> Iterator[Relation]:
@@ -160,11 +161,20 @@ def _head(block: OpBlock, model: Model) -> Iterator[Relation]:
     yield "vocabulary shard", _wrote(block, "logits")[1], -(-model.vocab // block.split)
 
 
+def _split(block: OpBlock, model: Model) -> Iterator[Relation]:
+    yield "width written", _wrote(block, "x")[1:], _read(block, "batch")[1:]
+
+
+def _sample(block: OpBlock, model: Model) -> Iterator[Relation]:
+    yield "ids written", _wrote(block, "ids"), _read(block, "logits")[:1]
+
+
 def _embed(block: OpBlock, model: Model) -> Iterator[Relation]:
     yield "hidden written", _wrote(block, "x"), (*_read(block, "ids"), model.hidden)
 
 
 _RELATIONS: dict[str, Callable[[OpBlock, Model], Iterator[Relation]]] = {
+    "input_split": _split,
     "embed": _embed,
     "attn_qkv": _qkv,
     "attn_core": _core,
@@ -186,4 +196,5 @@ _RELATIONS: dict[str, Callable[[OpBlock, Model], Iterator[Relation]]] = {
     "reduce_scatter": _scatter,
     "all_gather": _gather,
     "lm_head": _head,
+    "sample": _sample,
 }

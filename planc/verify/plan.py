@@ -12,6 +12,7 @@ import numpy as np
 
 from planc.diagnostics import Diagnostic
 from planc.graph import Expanded, PlanGraph, expand, to_networkx
+from planc.graph.pairwise import pairwise
 from planc.graph.traffic import byte_matrix, volumes
 from planc.placement import MemoryTable, Parallelism, Placement, StepTokens, largest_that_fits, step_tokens
 from planc.spec import Spec
@@ -71,6 +72,12 @@ class VerifiedPlan:
     def graph(self) -> nx.DiGraph[str]:
         """The step as a networkx DiGraph in hub form (see `planc.graph.expand.to_networkx` for the attributes)."""
         return to_networkx(self.expanded)
+
+    @cached_property
+    def graph_pairwise(self) -> nx.DiGraph[str]:
+        """The step with every collective as direct edges between ranks (see `planc.graph.pairwise`): made on request,
+        because a large plan has millions of them."""
+        return pairwise(self.spec, self.parallelism, self.placement, self.expanded)
 
     @property
     def tokens(self) -> StepTokens:

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from planc.diagnostics import Diagnostic, PlancError, Span
+from planc.diagnostics import CODES, Diagnostic, PlancError, Span
 from planc.graph import EdgeBlock, OpBlock, PlanGraph, TensorType
-from planc.placement import ITEMS, LayerPlacement, MemoryTable, Parallelism, Placement
+from planc.placement import ITEMS, POLICIES, LayerPlacement, MemoryTable, Parallelism, Placement, layer_placement
+from planc.spec import Spec, check_spec
 from planc.spec.load import spec_from_values
-from planc.spec.text import decode, parse_yaml, read_bytes
+from planc.spec.text import MAX_DEPTH, decode, parse_yaml, read_bytes
 from planc.verify.codec import decode_numbers, decode_tensor
 from planc.verify.plan import Draft, VerifiedPlan
 from planc.verify.record import SCHEMA, EdgeRecord, GraphRecord, MemoryRecord, PlacementRecord, PlanFile, plan_record
@@ -34,7 +35,7 @@ def load_plan(path: str | os.PathLike[str]) -> VerifiedPlan:
     Raises PlancError: PLN018 when the file is not a plan, PLN316 when derived values were changed, and whatever the
     verifier finds.
     """
-    file = Path(path) / "plan.json" if Path(path).is_dir() else Path(path)
+    file = Path(path) / "plan.json" if os.path.isdir(path) else Path(path)
     text = decode(read_bytes(file, MAX_PLAN_BYTES), str(file))
     try:
         draft, record = _read_draft(text, str(file))
@@ -48,12 +49,7 @@ def load_plan(path: str | os.PathLike[str]) -> VerifiedPlan:
 
 
 def _read_draft(text: str, file: str) -> tuple[Draft, dict[str, Any]]:
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
-        message = f"malformed JSON: {getattr(error, 'msg', error)}"
-        raise PlancError([Diagnostic("PLN004", message, span=Span(file, line, column))]) from None
+    record = _parse_json(text, file)
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
         message = f"this is not a plan of schema {SCHEMA}" + (f" but {str(found)[:40]!r}" if found else "")
@@ -63,27 +59,90 @@ def _read_draft(text: str, file: str) -> tuple[Draft, dict[str, Any]]:
     except ValidationError as error:
         rows = error.errors(include_url=False)
         raise PlancError(
-            Diagnostic("PLN018", f"{row['msg'][:1].lower()}{row['msg'][1:]}", ".".join(map(str, row["loc"]))) for row in rows
+            Diagnostic("PLN018", f"{row['msg'][:1].lower()}{row['msg'][1:]}", ".".join(map(str, row["loc"])))
+            for row in rows
         ) from None
-    spec = spec_from_values(data.spec, data.sources, file)
+    spec = _read_spec(data, file)
     p = data.parallelism
     stages = tuple((s[0], s[1]) for s in p.stages if len(s) == 2)
     if len(stages) != p.pp or min(p.dp, p.pp, p.ep, p.tp, p.expert_tp) < 1 or p.ep % p.tp or p.ep % p.expert_tp:
         raise PlancError([Diagnostic("PLN018", "the degrees do not form a mesh", "parallelism")])
     par = Parallelism(p.dp, p.pp, p.ep, p.tp, p.expert_tp, stages, p.gating, p.tp_comm)
     if par.world_size != spec.cluster.gpus or [b for _, b in stages][-1:] != [spec.model.layers]:
-        raise PlancError([Diagnostic("PLN018", "the degrees do not match the spec's cluster and layers", "parallelism")])
-    faults_found: list[Diagnostic] = []
+        raise PlancError(
+            [Diagnostic("PLN018", "the degrees do not match the spec's cluster and layers", "parallelism")]
+        )
+    faults_found = [
+        Diagnostic("PLN018", f"`{n.code[:40]}` is not a diagnostic code", f"notes.{i}")
+        for i, n in enumerate(data.notes)
+        if n.code not in CODES
+    ]
+    if not {"dp", "pp", "ep", "tp", "expert_tp"} <= data.reasons.keys() or (p.pp > 1 and "stages" not in data.reasons):
+        faults_found.append(Diagnostic("PLN018", "a degree has no reason", "reasons"))
     placement = _read_placement(data.placement, par, spec.model.moe_layer_ids, faults_found)
     memory = _read_memory(data.memory, par, faults_found)
     graph = _read_graph(data.graph, faults_found)
     if faults_found:
         raise PlancError(faults_found)
-    notes = tuple(
-        Diagnostic(n["code"], n["message"], n.get("path", ""), hint=n.get("hint", ""), severity="warning" if n.get("severity") == "warning" else "note")
-        for n in data.notes
-    )
+    notes = tuple(Diagnostic(n.code, n.message, n.path, hint=n.hint, severity=n.severity) for n in data.notes)
     return Draft(spec, par, data.reasons, placement, memory, graph, notes), record
+
+
+def _parse_json(text: str, file: str) -> Any:
+    """Like `json.loads`, with keys unique and depth bounded. Raises PlancError PLN004, PLN005 or PLN009."""
+    twice: list[str] = []
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for key, value in items:
+            if key in mapping:
+                twice.append(key)
+            mapping[key] = value
+        return mapping
+
+    too_deep = PlancError([Diagnostic("PLN009", f"more than {MAX_DEPTH} levels of nesting", span=Span(file, 1, 1))])
+    try:
+        record = json.loads(text, object_pairs_hook=pairs)
+    except RecursionError:
+        raise too_deep from None
+    except ValueError as error:
+        line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
+        message = f"malformed JSON: {getattr(error, 'msg', error)}"
+        raise PlancError([Diagnostic("PLN004", message, span=Span(file, line, column))]) from None
+    level, depth = [record], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise too_deep
+        parts = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
+        level = [v for part in parts for v in part]
+    if twice:
+        found = [Diagnostic("PLN005", f"the key `{key[:60]}` appears twice", span=Span(file, 1, 1)) for key in twice]
+        try:
+            parse_yaml(text, file)
+        except PlancError as error:  # says where, if the text is not too large for it
+            found = [d for d in error.diagnostics if d.code == "PLN005"] or found
+        raise PlancError(found)
+    return record
+
+
+def _read_spec(data: PlanFile, file: str) -> Spec:
+    """The spec in the file, checked like any other; its faults are placed under ``spec``."""
+    try:
+        spec = spec_from_values(data.spec, data.sources, file)
+        found = check_spec(spec)
+        if spec.placement.policy not in POLICIES:
+            found.append(
+                spec.fault("PLN015", f"`{spec.placement.policy}` is not a placement policy", "placement.policy")
+            )
+        if found:
+            raise PlancError(found)
+    except PlancError as error:
+        inside = error.diagnostics
+        raise PlancError(
+            Diagnostic(d.code, d.message, f"spec.{d.path}", None, d.hint, d.related) for d in inside
+        ) from None
+    return spec
 
 
 def _numbers(text: str, path: str, found: list[Diagnostic]) -> np.ndarray:
@@ -100,14 +159,21 @@ def _read_placement(
     layers: dict[int, LayerPlacement] = {}
     for number, row in enumerate(record.layers):
         path = f"placement.layers.{number}"
-        columns = [_numbers(getattr(row, k), f"{path}.{k}", found).astype(np.int32) for k in ("experts", "ranks", "slots")]
+        columns = [
+            _numbers(getattr(row, k), f"{path}.{k}", found).astype(np.int32) for k in ("experts", "ranks", "slots")
+        ]
         if len({len(c) for c in columns}) != 1 or not len(columns[0]):
             found.append(Diagnostic("PLN018", "experts, ranks and slots are columns of equal length", path))
             continue
         if columns[1].max() >= par.ep:
-            found.append(Diagnostic("PLN018", f"rank {columns[1].max()} is outside an EP group of {par.ep}", f"{path}.ranks"))
+            found.append(
+                Diagnostic("PLN018", f"rank {columns[1].max()} is outside an EP group of {par.ep}", f"{path}.ranks")
+            )
             continue
-        part = LayerPlacement(*columns)
+        part = layer_placement(columns[0], columns[1])
+        if not all(np.array_equal(a, b) for a, b in zip((part.expert, part.rank, part.slot), columns, strict=True)):
+            message = "the copies are not in the order of their experts and ranks, each with its turn on the rank"
+            found.append(Diagnostic("PLN316", message, f"{path}.slots", hint="build the plan again, or undo the edit"))
         for layer in _numbers(row.layers, f"{path}.layers", found).tolist():
             layers[layer] = part
     if not found and tuple(sorted(layers)) != moe_layers:
@@ -123,7 +189,9 @@ def _read_memory(rows: list[MemoryRecord], par: Parallelism, found: list[Diagnos
         if len(ranks) and ranks.max() >= par.world_size:
             found.append(Diagnostic("PLN018", f"rank {ranks.max()} is outside the world", f"memory.{number}.ranks"))
             continue
-        if set(row.items) != set(ITEMS) or any(abs(v) > 2**62 for v in (*row.items.values(), row.capacity, row.reserve)):
+        if set(row.items) != set(ITEMS) or any(
+            abs(v) > 2**62 for v in (*row.items.values(), row.capacity, row.reserve)
+        ):
             found.append(Diagnostic("PLN018", f"the items are {', '.join(ITEMS)}", f"memory.{number}.items"))
             continue
         for name in ITEMS:
@@ -133,12 +201,13 @@ def _read_memory(rows: list[MemoryRecord], par: Parallelism, found: list[Diagnos
 
 
 def _read_graph(record: GraphRecord, found: list[Diagnostic]) -> PlanGraph:
-    blocks, shared = [], {}
+    blocks: list[OpBlock] = []
+    shared: dict[tuple[str, int], np.ndarray] = {}
     for row in record.blocks:
         path = f"graph.{row.name}"
-        tensors = []
-        for ports in (row.reads, row.writes):
-            tensors.append({port: _tensor(text, path, found) for port, text in ports.items()})
+        reads, writes = (
+            {p: _tensor(text, path, found) for p, text in ports.items()} for ports in (row.reads, row.writes)
+        )
         key = (row.ranks, row.group)
         if key not in shared:  # equal rank lists become one array again, which expansion relies on for speed
             firsts = _numbers(row.ranks, path, found)
@@ -149,7 +218,19 @@ def _read_graph(record: GraphRecord, found: list[Diagnostic]) -> PlanGraph:
         rows = None if row.rows is None else _numbers(row.rows, path, found)
         experts = None if row.experts is None else _numbers(row.experts, path, found).astype(np.int32)
         blocks.append(
-            OpBlock(row.name, row.kind, shared[key], row.layer, row.micro_batch, row.slot, row.split, *tensors, rows, experts)
+            OpBlock(
+                row.name,
+                row.kind,
+                shared[key],
+                row.layer,
+                row.micro_batch,
+                row.slot,
+                row.split,
+                reads,
+                writes,
+                rows,
+                experts,
+            )
         )
     names = {b.name: i for i, b in enumerate(blocks)}
     edges = [edge for row in record.edges if (edge := _read_edge(row, names, blocks, found)) is not None]
@@ -208,23 +289,27 @@ def _differences(want: Any, found: Any, path: str) -> Iterator[Diagnostic]:
 def _located(diagnostics: tuple[Diagnostic, ...], text: str, file: str) -> Iterator[Diagnostic]:
     """Give faults their place in the file: parsed a second time with positions, and only when something is wrong."""
     places: dict[tuple[str | int, ...], Span] = {}
-    numbers: dict[str, int] = {}
+    numbers: dict[str, tuple[str, int]] = {}
     if any(d.span is None for d in diagnostics):
         try:
             located = parse_yaml(text, file)
             places = located.places
-            numbers = {b["name"]: i for i, b in enumerate(located.value["graph"]["blocks"])}
+            graph = located.value["graph"]
+            numbers = {b["name"]: ("blocks", i) for i, b in enumerate(graph["blocks"])}
+            numbers |= {f"{e['source']} -> {e['target']}": ("edges", i) for i, e in enumerate(graph["edges"])}
         except (PlancError, KeyError, TypeError):
             pass  # the text is no YAML of a size that is read with positions: the path must do
     for d in diagnostics:
         if d.span is not None:
             yield d
             continue
-        parts: list[str | int] = [int(p) if p.isdigit() else p for p in d.path.split(".") if p]
+        parts: list[str | int] = [int(p) if re.fullmatch("[0-9]{1,9}", p) else p for p in d.path.split(".") if p]
         name = d.path.removeprefix("graph.")
         if d.path.startswith("graph.") and name in numbers:
-            parts = ["graph", "blocks", numbers[name]]
+            parts = ["graph", *numbers[name]]
         while parts and tuple(parts) not in places:
             parts.pop()
         span = places.get(tuple(parts), Span(file, 1, 1))
-        yield Diagnostic(d.code, d.message, d.path, Span(span.file, span.line, span.column), d.hint, d.related, d.severity)
+        yield Diagnostic(
+            d.code, d.message, d.path, Span(span.file, span.line, span.column), d.hint, d.related, d.severity
+        )

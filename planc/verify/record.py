@@ -101,6 +101,16 @@ class GraphRecord(_Part):
     edges: list[EdgeRecord]
 
 
+class NoteRecord(_Part):
+    """A warning or note for the reader."""
+
+    code: str
+    severity: Literal["warning", "note"]
+    message: str
+    path: str
+    hint: str
+
+
 class PlanFile(_Part):
     """The whole of plan.json."""
 
@@ -115,7 +125,7 @@ class PlanFile(_Part):
     tokens: dict[str, int]
     volumes: dict[str, dict[str, int]]
     graph: GraphRecord
-    notes: list[dict[str, str]]
+    notes: list[NoteRecord]
     checks: list[dict[str, Any]]
 
 
@@ -149,7 +159,10 @@ def plan_record(plan: VerifiedPlan) -> dict[str, Any]:
             "blocks": _block_records(graph, known),
             "edges": list(_edge_records(graph)),
         },
-        "notes": [{"code": n.code, "severity": n.severity, "message": n.message, "path": n.path, "hint": n.hint} for n in plan.notes],
+        "notes": [
+            {"code": n.code, "severity": n.severity, "message": n.message, "path": n.path, "hint": n.hint}
+            for n in plan.notes
+        ],
         "checks": [{"name": c.name, "codes": list(c.codes), "count": c.count, "what": c.what} for c in plan.checks],
     }
 

@@ -1,16 +1,20 @@
-"""Structure of the graph: names, ranks, ports, cycles, connectivity, communication marks."""
+"""Structure of the graph: names, ranks, ports, cycles, connectivity."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
 
 from planc.diagnostics import Diagnostic
-from planc.graph import KINDS, Expanded, PlanGraph
+from planc.graph import KINDS, ROWS, EdgeBlock, Expanded, OpBlock, PlanGraph
 from planc.verify.kinds import SIGNATURES
 from planc.verify.plan import Draft
 
+OUTSIDE_LAYERS = frozenset(
+    {"input", "input_split", "embed", "pp_send", "pp_recv", "lm_head", "sample", "output_collect"}
+)
 FEW = 5  #: faults of one rule that are shown in full; a broken pattern would repeat one fault ten thousand times
 
 
@@ -43,13 +47,58 @@ def check_blocks(draft: Draft) -> Iterator[Diagnostic]:
             if array is not None and len(array) != len(block):
                 message = f"{block.name}: {len(array)} {what} for {len(block)} ops"
                 yield fault("PLN314", message, block.name)
-        if block.kind == "expert" and block.experts is None:
-            yield fault("PLN314", f"{block.name}: an expert op without an expert", block.name)
+        yield from _check_numbers(block)
+        yield from _check_place(draft, block)
     for edge in graph.edges:
+        if not (0 <= edge.source < len(graph.blocks) and 0 <= edge.target < len(graph.blocks)):
+            yield fault("PLN314", f"an edge joins the blocks {edge.source} and {edge.target} of {len(graph.blocks)}")
+            continue
         source, target = graph.blocks[edge.source], graph.blocks[edge.target]
+        if not _pattern_is_sound(edge, len(source), len(target)):
+            yield fault(
+                "PLN314", f"{source.name} -> {target.name}: no pattern of edges is `{edge.pattern[:40]}`", source.name
+            )
         for port, ports, block in ((edge.out, source.writes, source), (edge.into, target.reads, target)):
             if port not in ports:
                 yield fault("PLN314", f"an edge names the port {port}, which {block.name} does not have", block.name)
+
+
+def _check_numbers(block: OpBlock) -> Iterator[Diagnostic]:
+    """Experts have experts and turns, they and the sums of their shards have row counts, and no other op has any."""
+    open_rows = any(ROWS in t.shape for t in (*block.reads.values(), *block.writes.values()))
+    routed = block.kind == "expert" or (block.kind == "all_reduce" and open_rows)
+    for what, given, wanted in (
+        ("experts", block.experts is not None, block.kind == "expert"),
+        ("row counts", block.rows is not None, routed),
+        ("a turn", block.slot != 0, block.slot != 0 and routed),
+    ):
+        if given != wanted:
+            yield fault("PLN314", f"{block.name}: a {block.kind} op {'lacks' if wanted else 'has'} {what}", block.name)
+    if block.split < 1:
+        yield fault("PLN314", f"{block.name} is split {block.split} ways", block.name)
+
+
+def _check_place(draft: Draft, block: OpBlock) -> Iterator[Diagnostic]:
+    """A block is in a layer of the model exactly when its kind is, and in a micro-batch of the step."""
+    free = block.kind == "all_gather"  # of logits, or of a layer's tokens
+    if (block.layer is None) != (block.kind in OUTSIDE_LAYERS) and not (free and block.layer is None):
+        yield fault(
+            "PLN314",
+            f"{block.name}: a {block.kind} op is {'in' if block.layer is None else 'outside'} the layers",
+            block.name,
+        )
+    elif block.layer is not None and not 0 <= block.layer < draft.spec.model.layers:
+        yield fault("PLN314", f"{block.name} is in layer {block.layer}, which the model does not have", block.name)
+    last = 0 if block.kind in ("input", "input_split", "output_collect") else draft.spec.workload.micro_batches - 1
+    if not 0 <= block.micro_batch <= last:
+        yield fault("PLN314", f"{block.name} is in micro-batch {block.micro_batch}, which it cannot be", block.name)
+
+
+def _pattern_is_sound(edge: EdgeBlock, sources: int, targets: int) -> bool:
+    if edge.pairs is not None:
+        inside = (edge.pairs >= 0) & (edge.pairs < np.array([sources, targets]))
+        return edge.pattern == "pairs" and bool(inside.all())
+    return re.fullmatch(r"rank|group:[1-9]\d{0,6}|shift:-?\d{1,7}", edge.pattern) is not None
 
 
 def _check_ranks(name: str, ranks: np.ndarray, world: int, collective: bool) -> Iterator[Diagnostic]:
@@ -69,8 +118,12 @@ def _check_ranks(name: str, ranks: np.ndarray, world: int, collective: bool) -> 
 
 def check_ports(draft: Draft, expanded: Expanded) -> Iterator[Diagnostic]:
     """PLN314: every port of a local op is fed by exactly one edge; a collective by every rank that takes part.
-    PLN317: no edge twice."""
+    PLN317: no edge twice; while there is one, edges are not counted."""
     graph = draft.blocks
+    twice = list(_duplicate_edges(graph, expanded))
+    if twice:
+        yield from twice
+        return
     fed: dict[tuple[int, str], np.ndarray] = {}
     for number, edge in enumerate(graph.edges):
         target = expanded.pairs(number)[1]
@@ -90,7 +143,6 @@ def check_ports(draft: Draft, expanded: Expanded) -> Iterator[Diagnostic]:
             for op in wrong[:FEW].tolist():
                 message = f"{graph.op_id(index, op)} reads {port} from {int(count[op])} edges; its kind needs {want}"
                 yield fault("PLN314", message, block.name)
-    yield from _duplicate_edges(graph, expanded)
 
 
 def _duplicate_edges(graph: PlanGraph, expanded: Expanded) -> Iterator[Diagnostic]:
@@ -150,7 +202,11 @@ def check_cycles(draft: Draft, expanded: Expanded) -> Iterator[Diagnostic]:
     stuck = ops_on_cycles(expanded)
     if len(stuck):
         cycle = _one_cycle(expanded, stuck)
-        yield fault("PLN302", f"{len(cycle)} ops wait for each other: {' -> '.join(cycle[:6])} -> …", cycle[0].rpartition(".r")[0])
+        yield fault(
+            "PLN302",
+            f"{len(cycle)} ops wait for each other: {' -> '.join(cycle[:6])} -> …",
+            cycle[0].rpartition(".r")[0],
+        )
     elif ordered is None:
         yield fault("PLN301", "the op blocks wait for each other, though no single op does")
 
@@ -173,7 +229,9 @@ def check_connected(draft: Draft, expanded: Expanded) -> Iterator[Diagnostic]:
     kinds = sorted(graph.blocks[i].kind for i in ends)
     if kinds != ["input", "output_collect"] or order is None:
         if order is not None:
-            yield fault("PLN303", f"a step has one input and one output_collect; this one has {', '.join(kinds) or 'neither'}")
+            yield fault(
+                "PLN303", f"a step has one input and one output_collect; this one has {', '.join(kinds) or 'neither'}"
+            )
         return
     for forward, word in ((True, "is not reachable from the input"), (False, "does not reach the output")):
         reached = _reached(graph, expanded, order if forward else order[::-1], forward)
@@ -198,18 +256,3 @@ def _reached(graph: PlanGraph, expanded: Expanded, order: list[int], forward: bo
             here, there = ends[0][part], ends[1][part]
             reached[there[reached[here]]] = True
     return reached
-
-
-def check_communication(draft: Draft, expanded: Expanded) -> Iterator[Diagnostic]:
-    """PLN309: an edge is marked as communication exactly when its ends do not run on the same ranks."""
-    graph = draft.blocks
-    for number, edge in enumerate(graph.edges):
-        source, target = expanded.pairs(number)
-        a, b = graph.blocks[edge.source].ranks[source], graph.blocks[edge.target].ranks[target]
-        moves = np.ones(len(source), dtype=bool) if a.shape[1] != b.shape[1] else (a != b).any(axis=1)
-        wrong = np.flatnonzero(moves != bool(edge.comm))
-        if len(wrong):
-            op = int(wrong[0])
-            ends = f"{graph.op_id(edge.source, int(source[op]))} -> {graph.op_id(edge.target, int(target[op]))}"
-            word = "is not marked as communication but its ranks differ" if moves[op] else "is marked as communication on one rank"
-            yield fault("PLN309", f"{ends} {word} ({len(wrong)} such edges)", graph.blocks[edge.source].name)

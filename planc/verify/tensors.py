@@ -8,6 +8,8 @@ import numpy as np
 
 from planc.diagnostics import Diagnostic
 from planc.graph import Expanded, OpBlock, PlanGraph, TensorType, shape_text
+from planc.placement import Parallelism, step_tokens
+from planc.spec import Model
 from planc.verify.kinds import relations
 from planc.verify.plan import Draft
 from planc.verify.structure import FEW, fault
@@ -26,9 +28,7 @@ def check_edges(draft: Draft) -> Iterator[Diagnostic]:
         ends = f"{source.name} -> {target.name}"
         wrote, read = source.writes[edge.out], target.reads[edge.into]
         sliced = _is_slice(wrote, edge.tensor, tp)
-        for who, tensor in (("writes", wrote), ("reads", read)):
-            if sliced and who == "writes":
-                tensor = edge.tensor
+        for who, tensor in (("writes", edge.tensor if sliced else wrote), ("reads", read)):
             if tensor.shape != edge.tensor.shape:
                 message = f"{ends}: the edge carries {shape_text(edge.tensor.shape)}, its end {who} {shape_text(tensor.shape)}"
                 yield fault("PLN304", message, source.name)
@@ -74,7 +74,101 @@ def check_sizes(draft: Draft) -> Iterator[Diagnostic]:
                     message = f"{block.name}: {what} is {_shown(found)}, but a {block.kind} op needs {_shown(expected)}"
                     yield fault("PLN304", message, block.name)
         except (ValueError, IndexError):
-            yield fault("PLN304", f"{block.name}: a tensor has the wrong number of dimensions for a {block.kind} op", block.name)
+            yield fault(
+                "PLN304", f"{block.name}: a tensor has the wrong number of dimensions for a {block.kind} op", block.name
+            )
+
+
+def check_anchors(draft: Draft) -> Iterator[Diagnostic]:
+    """What the size rules and the edges leave open, fixed by the spec and the mesh: PLN304 for token counts and shard
+    degrees, PLN305 for dtypes, PLN306 for layouts."""
+    spec, par = draft.spec, draft.parallelism
+    tokens = step_tokens(spec, par)
+    rows = {
+        "input": tokens.group * par.attention_dp * spec.workload.micro_batches,
+        "input_split": tokens.group,
+        "lm_head": tokens.logits,
+        "gate": tokens.source,
+    }
+    for block in draft.blocks.blocks:
+        split = _shard_degree(block, par)
+        if block.split != split:
+            yield fault(
+                "PLN304",
+                f"{block.name} is split {block.split} ways; a {block.kind} op here is split {split} ways",
+                block.name,
+            )
+        for port, tensor in block.writes.items():
+            if block.kind in rows and tensor.shape[:1] != (rows[block.kind],):
+                message = (
+                    f"{block.name} writes {shape_text(tensor.shape)} of {port}, but there are {rows[block.kind]} tokens"
+                )
+                yield fault("PLN304", message, block.name)
+            dtype = _dtype(block, port, spec.model)
+            if tensor.dtype != dtype:
+                yield fault(
+                    "PLN305", f"{block.name} writes {port} in {tensor.dtype}; the model says {dtype}", block.name
+                )
+            layout = _layout(block, port, par)
+            if block.kind == "residual_add":  # all tokens of the group, or the shard that this rank routes
+                layout = layout if tensor.shape[:1] == (tokens.source,) else ("R",)
+            if tensor.layout not in layout:
+                yield fault(
+                    "PLN306", f"{block.name} writes {port} as {tensor.layout}, not {' or '.join(layout)}", block.name
+                )
+
+
+def _shard_degree(block: OpBlock, par: Parallelism) -> int:
+    if block.kind == "expert" or (block.kind == "all_reduce" and block.rows is not None):
+        return par.expert_tp
+    if block.kind in ("shared_up", "shared_down"):
+        return par.tp if par.leaders_gate else 1
+    sharded = ("attn_qkv", "attn_core", "attn_out", "dense_up", "dense_down", "lm_head")
+    return (
+        par.tp
+        if block.kind in sharded or block.kind in ("all_reduce", "reduce_scatter", "all_gather", "broadcast")
+        else 1
+    )
+
+
+def _dtype(block: OpBlock, port: str, model: Model) -> str:
+    if (block.kind, port) == ("gate", "weights"):
+        return "fp32"
+    if port in ("ids", "done") or (block.kind in ("input", "input_split") and model.vocab):
+        return "int32"
+    if block.kind == "dispatch":
+        return model.dtype_of("dispatch")
+    routed = block.kind in ("expert", "combine") or (block.kind == "all_reduce" and block.rows is not None)
+    return model.dtype_of("combine" if routed else "activations")
+
+
+def _layout(block: OpBlock, port: str, par: Parallelism) -> tuple[str, ...]:
+    """The layouts that the port may have; whether a partial sum is one is left to `check_partial_sums`."""
+    source = "R" if par.leaders_gate or par.tp == 1 else "S(tokens)"  # how the tokens lie that a rank routes
+    match block.kind, port:
+        case "input", _:
+            return ("S(batch)",)
+        case (("attn_qkv" | "attn_core"), _):
+            return ("S(heads)" if par.tp > 1 else "R",)
+        case (("attn_out" | "dense_down"), _):
+            return "P", "R"
+        case "shared_down", _:
+            return "P", source
+        case "lm_head", _:
+            return ("S(vocab)" if par.tp > 1 else "R",)
+        case "dense_up", _:
+            return ("S(width)" if par.tp > 1 else "R",)
+        case "shared_up", _:
+            return ("S(width)" if par.leaders_gate else source,)
+        case (("residual_add" | "gate" | "combine" | "aggregate"), _):
+            return (source,)
+        case "reduce_scatter", _:
+            return ("S(tokens)",)
+        case "expert", "y":
+            return "P", "S(experts)"
+    if block.kind == "dispatch" or (block.kind == "all_reduce" and block.rows is not None):
+        return ("S(experts)",)
+    return ("R",)
 
 
 def _shown(value: object) -> str:
@@ -83,16 +177,18 @@ def _shown(value: object) -> str:
 
 def check_partial_sums(draft: Draft) -> Iterator[Diagnostic]:
     """PLN307: a partial sum goes to exactly one reduction and to nothing else, and only reductions read one.
-    PLN306: what a reduction or a gather writes is whole, and what a gather reads is a shard."""
+    PLN306: what a gather reads is a shard."""
     graph = draft.blocks
     readers: dict[tuple[int, str], list[OpBlock]] = {}
-    for edge in graph.edges:
-        readers.setdefault((edge.source, edge.out), []).append(graph.blocks[edge.target])
+    for source, out, target in dict.fromkeys((e.source, e.out, e.target) for e in graph.edges):
+        readers.setdefault((source, out), []).append(graph.blocks[target])
     for index, block in enumerate(graph.blocks):
         yield from _check_partial_writes(graph, index, readers)
         for port, tensor in block.reads.items():
             if block.kind in _REDUCERS and tensor.layout != "P":
-                yield fault("PLN307", f"{block.name} reduces {port}, which is {tensor.layout}, not a partial sum", block.name)
+                yield fault(
+                    "PLN307", f"{block.name} reduces {port}, which is {tensor.layout}, not a partial sum", block.name
+                )
             if block.kind not in _REDUCERS and tensor.layout == "P":
                 yield fault("PLN307", f"{block.name} reads {port} while it is still a partial sum", block.name)
             if block.kind == "all_gather" and not tensor.layout.startswith("S("):
@@ -112,6 +208,10 @@ def _check_partial_writes(
         found = readers.get((index, port), [])
         if block.collective:
             yield fault("PLN307", f"{block.name} is a {block.kind} and cannot write a partial sum", block.name)
-        elif len(found) != 1 or found[0].kind not in _REDUCERS:
-            names = ", ".join(b.name for b in found) or "nothing"
-            yield fault("PLN307", f"{block.name} writes a partial sum; it must go to one reduction, but goes to {names}", block.name)
+        elif found and (len(found) > 1 or found[0].kind not in _REDUCERS):  # one that nothing reads is not connected
+            names = ", ".join(b.name for b in found)
+            yield fault(
+                "PLN307",
+                f"{block.name} writes a partial sum; it must go to one reduction, but goes to {names}",
+                block.name,
+            )

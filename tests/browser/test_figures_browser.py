@@ -14,6 +14,7 @@ import planc
 from planc.render import PAGE_FIGURES, svg
 from planc.render.text import text_width
 
+pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
 SPECS = sorted(path.stem for path in (ROOT / "specs").glob("*.yaml"))
 COMMS = {"tp", "dispatch", "combine", "pp", "dp"}

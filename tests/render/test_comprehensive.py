@@ -68,6 +68,7 @@ def attributes(text: str, node: str) -> dict[str, str]:
 # --- DOT ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.graphviz
 @pytest.mark.parametrize("name", [SMALL, "moe-4l-64gpu", "deepseek-v3-128gpu", REFERENCE])
 def test_dot_holds_exactly_the_ops_and_edges_of_the_plan(name: str) -> None:
     plan = plan_of(name)
@@ -83,6 +84,7 @@ def test_dot_holds_exactly_the_ops_and_edges_of_the_plan(name: str) -> None:
     assert {comm for _, comm in looks} - {""} == {e.comm for e in plan.blocks.edges} - {""}
 
 
+@pytest.mark.graphviz
 @pytest.mark.parametrize("name", [SMALL, REFERENCE])
 def test_graphviz_finds_no_cycle_and_counts_alike(name: str) -> None:
     plan = plan_of(name)
@@ -124,6 +126,7 @@ def test_only_collectives_have_a_dashed_outline() -> None:
         assert ("dashed" in line) == (OPS[kind[1]].family == "collective")
 
 
+@pytest.mark.graphviz
 def test_neato_keeps_the_positions() -> None:
     plan = plan_of(SMALL)
     placed = graphviz("neato", "-n2", "-Tplain", text=comprehensive_dot(plan)).stdout
@@ -134,6 +137,7 @@ def test_neato_keeps_the_positions() -> None:
     assert len(set(where.values())) == plan.blocks.op_count
 
 
+@pytest.mark.graphviz
 def test_filter_keeps_ops_and_the_edges_between_them() -> None:
     plan, keep = plan_of(REFERENCE), Filter(layers=frozenset({3, 4}), nodes=frozenset({1}))
     nodes, edges, _ = parsed(comprehensive_dot(plan, keep))
@@ -148,6 +152,7 @@ def test_filter_keeps_ops_and_the_edges_between_them() -> None:
     assert set(edges) == {(s, t) for s, t in every if {s, t} <= set(nodes)}
 
 
+@pytest.mark.graphviz
 def test_filter_says_what_the_plan_does_not_have() -> None:
     plan = plan_of(REFERENCE)
     assert FEW.outside(plan) == []
@@ -389,6 +394,7 @@ def test_gpu_labels_come_again_every_eight_layers() -> None:
     assert len(strips) == 1 + 60 // 8
 
 
+@pytest.mark.graphviz
 def test_names_are_escaped() -> None:
     plan = plan_of(SMALL)
     name = "a<b>&\"'"
@@ -399,6 +405,7 @@ def test_names_are_escaped() -> None:
     assert set(nodes) == set(plan.expanded.ids)
 
 
+@pytest.mark.graphviz
 def test_like_micro_batches_are_drawn_once_and_all_listed(tmp_path: Path) -> None:
     text = (SPECS / f"{SMALL}.yaml").read_text().replace("osl: 256}", "osl: 256, micro_batches: 2}")
     (tmp_path / "two.yaml").write_text(text)

@@ -186,6 +186,7 @@ def test_every_edge_of_the_view_is_in_the_svg_once(view: View) -> None:
     assert len({(e.source, e.target) for e in view.edges}) == len(view.edges)
 
 
+@pytest.mark.graphviz
 def test_dot_holds_the_same_nodes_and_edges(view: View, tmp_path: Path) -> None:
     source = tmp_path / "figure.dot"
     source.write_text(dot(view), encoding="utf-8")
@@ -203,6 +204,7 @@ def test_dot_holds_the_same_nodes_and_edges(view: View, tmp_path: Path) -> None:
     assert subprocess.run([tool("acyclic"), "-n", source], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.graphviz
 def test_neato_keeps_the_places(view: View, tmp_path: Path) -> None:
     source = tmp_path / "figure.dot"
     source.write_text(dot(view), encoding="utf-8")
@@ -227,6 +229,7 @@ def test_nothing_is_cut_in_the_examples(name: str, figure: str) -> None:
     assert [line for n in view.nodes for line in n.lines if line.endswith("…")] == []
 
 
+@pytest.mark.graphviz
 @pytest.mark.parametrize(("name", "figure"), [c for c in cases() if c[0] in SPECS and "10240" not in c[0]])
 def test_dot_accepts_the_file_without_a_warning(name: str, figure: str, tmp_path: Path) -> None:
     source = tmp_path / "figure.dot"
