@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
@@ -65,7 +67,9 @@ def plan_notes(spec: Spec, placed: Placed) -> list[Diagnostic]:
         message = f"the vocabulary of {model.vocab} is padded to a multiple of tp {par.tp}"
         note("PLN207", message, "model.vocab")
     if not isinstance(spec.expert_rule, ExpertRule) and placed.placement.rounds > 1:
-        message = f"no expert rule: up to {placed.placement.rounds} experts of a layer share a GPU and run one after another"
+        message = (
+            f"no expert rule: up to {placed.placement.rounds} experts of a layer share a GPU and run one after another"
+        )
         note("PLN203", message, "expert_rule")
     return found
 
@@ -125,21 +129,54 @@ def write(plan: VerifiedPlan, folder: str | os.PathLike[str], figures: Iterable[
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
+        for left_over in target.glob(".planc-*"):  # of a build that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".planc-", dir=target) as staging:
             names = []
             for name, text in outputs(plan, figures):
                 (Path(staging) / name).write_text(text, encoding="utf-8", newline="\n")
                 names.append(name)
             stale = [f"{f}.{ext}" for f in FIGURES for ext in ("svg", "dot") if f"{f}.{ext}" not in names]
-            for name in names:
-                os.replace(Path(staging) / name, target / name)
-            for name in stale:
-                (target / name).unlink(missing_ok=True)
+            _exchange(Path(staging), target, names, stale)
     except OSError as error:
         message = f"cannot write to {target}: {error.strerror or error}"
         hint = "choose another folder with -o, or free some space; earlier output is as it was"
         raise PlancError([Diagnostic("PLN017", message, hint=hint)]) from None
     return [target / name for name in names]
+
+
+def _exchange(staging: Path, target: Path, names: list[str], stale: list[str]) -> None:
+    """Move the new files in and the stale ones out; whatever stops it half way, the old files are put back."""
+    old = staging / "old"
+    old.mkdir()
+    aside: list[str] = []
+    placed: list[str] = []
+    try:
+        for name in (*names, *stale):
+            if (target / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{name} is a folder")
+            if os.path.lexists(target / name):
+                _keep(target / name, old / name)
+                aside.append(name)
+        for name in names:
+            placed.append(name)
+            os.replace(staging / name, target / name)
+        for name in stale:
+            (target / name).unlink(missing_ok=True)
+    except BaseException:
+        for name in set(placed) - set(aside):
+            (target / name).unlink(missing_ok=True)
+        for name in aside:
+            os.replace(old / name, target / name)
+        raise
+
+
+def _keep(path: Path, copy: Path) -> None:
+    """A second name for the file, or a copy where the file system has no hard links."""
+    try:
+        os.link(path, copy, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(path, copy)
 
 
 def verify_folder(folder: str | os.PathLike[str]) -> tuple[VerifiedPlan, list[str]]:
@@ -155,7 +192,9 @@ def verify_folder(folder: str | os.PathLike[str]) -> tuple[VerifiedPlan, list[st
     for name, text in outputs(plan, present):
         path = base / name
         if not path.exists():
-            faults.append(Diagnostic("PLN316", f"{name} is missing", span=Span(str(path), 1, 1), hint="build the plan again"))
+            faults.append(
+                Diagnostic("PLN316", f"{name} is missing", span=Span(str(path), 1, 1), hint="build the plan again")
+            )
             continue
         compared.append(name)
         found = path.read_bytes()
@@ -173,4 +212,10 @@ def _difference(path: Path, found: bytes, want: bytes) -> Diagnostic:
     shown = [(text or b"(no such line)")[:100].decode("utf-8", "replace") for text in (a, b)]
     message = f"{path.name} no longer says what plan.json says"
     related = (f"found:  {shown[0]}", f"wanted: {shown[1]}")
-    return Diagnostic("PLN316", message, span=Span(str(path), number, 1), hint="build the plan again, or undo the edit", related=related)
+    return Diagnostic(
+        "PLN316",
+        message,
+        span=Span(str(path), number, 1),
+        hint="build the plan again, or undo the edit",
+        related=related,
+    )

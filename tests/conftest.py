@@ -11,7 +11,6 @@ from small_specs import ROOT, Compiled, Small, small_spec
 
 import planc
 
-
 #: marker -> (a program that its tests need, the Debian package that has it)
 NEEDS = {"graphviz": ("gvpr", "graphviz"), "browser": ("chromium", "chromium")}
 

@@ -19,8 +19,12 @@ def test_public_names():
 
 
 def test_importing_planc_is_light():
-    code = "import sys, planc; print([m for m in ('numpy', 'pydantic', 'networkx', 'jinja2', 'yaml') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, planc; print([m for m in ('numpy', 'pydantic', 'networkx', 'jinja2', 'yaml') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_readme_library_example_runs(tmp_path, monkeypatch):
@@ -49,7 +53,9 @@ def test_readme_names_the_make_targets():
 
 def test_published_schemas_are_up_to_date():
     for what in ("spec", "plan"):
-        assert json.loads((ROOT / f"docs/{what}.schema.json").read_text()) == json_schema(what), f"run make schema ({what})"
+        assert json.loads((ROOT / f"docs/{what}.schema.json").read_text()) == json_schema(what), (
+            f"run make schema ({what})"
+        )
 
 
 def test_readme_figure_is_up_to_date():

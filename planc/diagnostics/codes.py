@@ -57,15 +57,21 @@ CODES: dict[str, Code] = {
     "PLN104": Code("tp does not divide the heads", "Attention is sharded by heads, so tp divides the head count."),
     "PLN105": Code("tp leaves its NVLink domain", "A TP group lies inside one NVLink domain and divides it."),
     "PLN106": Code("degrees do not fill the cluster", "world_size = dp × pp × ep equals the cluster's GPUs."),
-    "PLN107": Code("degree does not divide", "tp and expert_tp divide ep; widths are divided by the degree that shards them."),
-    "PLN108": Code("stages do not match the layers", "Each pipeline stage holds a contiguous run of at least one layer."),
+    "PLN107": Code(
+        "degree does not divide", "tp and expert_tp divide ep; widths are divided by the degree that shards them."
+    ),
+    "PLN108": Code(
+        "stages do not match the layers", "Each pipeline stage holds a contiguous run of at least one layer."
+    ),
     "PLN109": Code("expert groups contradict", "groups divides experts, and top_groups is between 1 and groups."),
     "PLN110": Code("no peak FLOPS for the dtype", "The GPU gives no peak for the dtype the model computes in."),
     "PLN111": Code("options exclude each other", "The two options named cannot hold together."),
     # 2xx: placement and memory
     "PLN201": Code("memory overflow", "A rank needs more bytes than its GPU has; the itemised sum is shown."),
     "PLN202": Code("more experts than slots", "on_overflow: error rejects a plan whose experts exceed the slots."),
-    "PLN203": Code("relaxed expert rule", "More experts than slots: a rank runs its experts one after another, in rounds."),
+    "PLN203": Code(
+        "relaxed expert rule", "More experts than slots: a rank runs its experts one after another, in rounds."
+    ),
     "PLN204": Code("no degrees fit", "No combination of the degrees left on auto satisfies the rule and memory."),
     "PLN205": Code("not large EP", "Large EP means ep ≥ 16."),
     "PLN206": Code("batch is padded", "Every TP group runs the same number of tokens, so the batch is rounded up."),
@@ -79,13 +85,20 @@ CODES: dict[str, Code] = {
     "PLN305": Code("dtypes do not match", "An edge's dtype differs from what its ends write and read."),
     "PLN306": Code("layouts do not match", "An edge's layout differs from what its ends write and read."),
     "PLN307": Code("partial sum misused", "A partial sum is reduced exactly once before anything else reads it."),
-    "PLN308": Code("op has no GPU", "Every op names a rank of the world, and every collective its group."),
+    "PLN308": Code(
+        "op on the wrong GPUs", "Every op runs on the ranks that its kind has in the mesh; a collective on its group."
+    ),
     "PLN309": Code("communication marked wrongly", "An edge is communication exactly when its ends' ranks differ."),
     "PLN310": Code("expert rule broken", "A rank holds more experts than the rule allows, or two copies of one."),
     "PLN311": Code("expert without a copy", "Every expert of every layer has at least one copy in every replica."),
     "PLN312": Code("graph contradicts placement", "An expert op runs on a rank that does not hold that expert."),
-    "PLN313": Code("tokens are not conserved", "Every dispatched token reaches top_k experts and comes back top_k times."),
-    "PLN314": Code("op does not match its kind", "An op's inputs and outputs are not those its kind has."),
+    "PLN313": Code(
+        "tokens are not conserved", "Every dispatched token reaches top_k experts and comes back top_k times."
+    ),
+    "PLN314": Code(
+        "op does not match its kind",
+        "An op's ports, or the ops that feed them, are not those that its kind has in its layer.",
+    ),
     "PLN315": Code("memory table is wrong", "The plan's memory table differs from what its placement needs."),
     "PLN316": Code("file differs from the plan", "A figure or document no longer says what plan.json says."),
     "PLN317": Code("duplicate op or edge", "Op names are unique, a rank runs a block once, and an edge exists once."),

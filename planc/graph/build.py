@@ -171,10 +171,14 @@ class _Builder:
         tp, n = self.par.tp, self.tokens.logits
         shard = -(-self.model.vocab // tp)
         part = TensorType((n, shard), self.act, "S(vocab)" if tp > 1 else "R")
-        port = _Port(self.add("lm_head", "lm_head", self.each, {"x": (x, self.full)}, {"logits": part}, split=tp), "logits")
+        port = _Port(
+            self.add("lm_head", "lm_head", self.each, {"x": (x, self.full)}, {"logits": part}, split=tp), "logits"
+        )
         whole = TensorType((n, shard * tp), self.act)
         if tp > 1:
-            gather = self.add("logits_all_gather", "all_gather", self.groups, {"x": (port, part)}, {"x": whole}, split=tp)
+            gather = self.add(
+                "logits_all_gather", "all_gather", self.groups, {"x": (port, part)}, {"x": whole}, split=tp
+            )
             port = _Port(gather, "x")
         ids = TensorType((n,), "int32")
         return _Port(self.add("sample", "sample", self.leaders, {"logits": (port, whole)}, {"ids": ids}), "ids")
@@ -207,7 +211,9 @@ class _Builder:
         inner = TensorType((t, heads, a.out_head_dim), self.act, layout)
         comm: Comm = "dp" if self.blocks[x.block].kind == "input_split" else "tp"
         first = self.add("attn_qkv", "attn_qkv", self.each, {"x": (x, self.full)}, {"qkv": qkv}, split=tp, comm=comm)
-        core = self.add("attn_core", "attn_core", self.each, {"qkv": (_Port(first, "qkv"), qkv)}, {"o": inner}, split=tp)
+        core = self.add(
+            "attn_core", "attn_core", self.each, {"qkv": (_Port(first, "qkv"), qkv)}, {"o": inner}, split=tp
+        )
         y = self._projected("attn", "attn_out", "o", _Port(core, "o"), inner, scatter)
         kept = self.source if scatter else self.full
         reads = {"y": (y, kept)}
@@ -248,7 +254,10 @@ class _Builder:
         # the last sum of a model without a head is read by output_collect alone, from one rank of each group
         last = self.layer == self.model.layers - 1 and not self.model.vocab
         ranks = self.leaders if last else self.each
-        return _Port(self.add("dense_add", "residual_add", ranks, {"y": (y, self.full), "x": (h, self.full)}, {"h": self.full}), "h")
+        return _Port(
+            self.add("dense_add", "residual_add", ranks, {"y": (y, self.full), "x": (h, self.full)}, {"h": self.full}),
+            "h",
+        )
 
     def _moe(self, x: _Port) -> _Port:
         moe, par, layer = self.model.moe, self.par, self.layer
@@ -264,7 +273,9 @@ class _Builder:
         dispatch = self.add("dispatch", "dispatch", self.ep_groups, reads, {"tokens": rows}, comm="dispatch")
         outputs = self._experts(_Port(dispatch, "tokens"), rows)
         back = TensorType((ROWS, self.model.hidden), self.model.dtype_of("combine"), "S(experts)")
-        returned = TensorType((self.tokens.source * k, self.model.hidden), self.model.dtype_of("combine"), source.layout)
+        returned = TensorType(
+            (self.tokens.source * k, self.model.hidden), self.model.dtype_of("combine"), source.layout
+        )
         combine = self.add("combine", "combine", self.ep_groups, {}, {"parts": returned})
         self._declare(combine, "y", back)
         for output in outputs:
@@ -298,8 +309,16 @@ class _Builder:
             shards, counts, experts, groups, group_counts = self._slot(slot)
             name = "expert" if part.rounds == 1 else f"expert.s{slot}"
             block = self.add(
-                name, "expert", shards, {"tokens": (tokens, rows)}, {"y": back, "done": ORDER},
-                comm="dispatch", split=width, slot=slot, rows=counts, experts=experts,
+                name,
+                "expert",
+                shards,
+                {"tokens": (tokens, rows)},
+                {"y": back, "done": ORDER},
+                comm="dispatch",
+                split=width,
+                slot=slot,
+                rows=counts,
+                experts=experts,
             )
             if previous is not None:  # at most one expert computes at a time on a rank
                 self.connect(previous, self._declare(block, "after", ORDER), "after", ORDER, "")
@@ -309,8 +328,14 @@ class _Builder:
                 continue
             whole = TensorType(rows.shape, back.dtype, "S(experts)")
             reduced = self.add(
-                f"{name}_all_reduce", "all_reduce", groups, {"y": (_Port(block, "y"), back)}, {"y": whole},
-                split=width, slot=slot, rows=group_counts,
+                f"{name}_all_reduce",
+                "all_reduce",
+                groups,
+                {"y": (_Port(block, "y"), back)},
+                {"y": whole},
+                split=width,
+                slot=slot,
+                rows=group_counts,
             )
             outputs.append(_Port(reduced, "y"))
         return outputs

@@ -20,7 +20,9 @@ from planc.spec.fields import DTYPE_BYTES
 ROWS = -1
 
 #: what an op is; collectives move data between the ranks of their group
-COLLECTIVES = frozenset({"input_split", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "dispatch", "combine"})
+COLLECTIVES = frozenset(
+    {"input_split", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "dispatch", "combine"}
+)
 LOCAL_KINDS = frozenset(
     {
         "input",

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from planc.diagnostics import Diagnostic, PlancError
 from planc.placement.experts import Placement, check_rule, place_experts
-from planc.placement.memory import MemoryTable, memory_table
+from planc.placement.memory import MemoryTable, kv_bytes_per_token, memory_table
 from planc.placement.mesh import Parallelism, tp_groups_fit
 from planc.placement.overflow import overflow_fault
 from planc.placement.stages import Degrees, make_parallelism
 from planc.spec import ExpertRule, Spec
-from planc.spec.model import expert_parameters
+from planc.spec.model import attention_parameters, expert_parameters
 from planc.units import format_bytes
 
 
@@ -37,12 +37,18 @@ def resolve(spec: Spec) -> Placed:
     refused: Counter[str] = Counter()
     everywhere: Counter[tuple[str, str]] = Counter()
     closest: Placed | None = None
+    hopeless: list[tuple[float, Degrees]] = []
     passed_over: dict[str, list[str]] = {"dp": [], "pp": [], "ep": [], "tp": [], "expert_tp": []}
     candidates = list(_candidates(spec))
     filling = [d for d in candidates if d["dp"] * d["pp"] * d["ep"] == spec.cluster.gpus]
     for degrees in filling or candidates:
         tried += 1
         found = degree_faults(spec, degrees)
+        if not found and (excess := least_excess(spec, degrees)) > 0:
+            refused["PLN201"] += 1
+            hopeless.append((excess, degrees))
+            _note_refusal(spec, degrees, f"at least {excess / 1e9:.1f} GB more than a GPU has", passed_over)
+            continue
         if not found:
             par = make_parallelism(spec, degrees)
             found = rule_faults(spec, par)
@@ -56,7 +62,8 @@ def resolve(spec: Spec) -> Placed:
         placed = Placed(par, _reasons(spec, par, passed_over), placement, memory)
         if memory.fits:
             return placed
-        _note_refusal(spec, placed, passed_over)
+        used, room = memory.used[memory.fullest] / 1e9, memory.capacity[memory.fullest] / 1e9
+        _note_refusal(spec, degrees, f"{used:.1f} of {room:.1f} GB on rank {memory.fullest}", passed_over)
         refused["PLN201"] += 1
         if closest is None or memory.headroom.min() > closest.memory.headroom.min():
             closest = placed
@@ -65,6 +72,10 @@ def resolve(spec: Spec) -> Placed:
     shared = {key for key, n in everywhere.items() if n == tried}
     if shared:  # whatever is chosen for the degrees on auto, these remain: say each once
         raise PlancError({(f.code, f.path): f for f in reversed(faults) if (f.code, f.path) in shared}.values())
+    if closest is None and hopeless:
+        par = make_parallelism(spec, min(hopeless, key=lambda h: h[0])[1])
+        placement = place_experts(spec, par)
+        closest = Placed(par, {}, placement, memory_table(spec, par, placement))
     raise PlancError(_refusal(spec, faults, tried, refused, closest))
 
 
@@ -95,7 +106,9 @@ def _refusal(
         reasons = tuple(f"{n} of {tried} candidates: {code}" for code, n in sorted(refused.items()))
         examples = tuple(dict.fromkeys(f.message for f in faults))[:4]
         message = f"none of {tried} combinations of the degrees on auto is legal"
-        return [spec.fault("PLN204", message, "parallelism", "give a degree, or change the cluster", reasons + examples)]
+        return [
+            spec.fault("PLN204", message, "parallelism", "give a degree, or change the cluster", reasons + examples)
+        ]
     fault = overflow_fault(spec, closest.par, closest.placement, closest.memory)
     if tried == 1:
         return [fault]
@@ -105,6 +118,7 @@ def _refusal(
 
 
 # --- candidates ---------------------------------------------------------------------------------------------------
+
 
 def _divisors(n: int) -> list[int]:
     small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
@@ -156,6 +170,19 @@ def _experts_wanting_a_rank(spec: Spec, pp: int) -> int:
     return -(-experts // rule.slots_per_gpu)
 
 
+def least_excess(spec: Spec, d: Degrees) -> float:
+    """Bytes by which the mean rank overflows at least: layers' attention, experts and KV cache, spread evenly, less the
+    mean memory. Above zero no placement can fit, whatever the stages; a bound that costs nothing to compute."""
+    model, groups = spec.model, spec.cluster.groups
+    room = sum(g.nodes * g.gpus_per_node * g.gpu.memory * (1 - g.gpu.reserve) for g in groups) / spec.cluster.gpus
+    sequences = -(-spec.workload.batch // (d["dp"] * (d["ep"] // d["tp"])))
+    layer = sum(attention_parameters(model, d["tp"])) * model.bytes_of("weights")
+    layer += sequences * spec.workload.context * kv_bytes_per_token(model, d["tp"])
+    experts = len(model.moe_layer_ids) * (model.moe.experts if model.moe else 0) * expert_parameters(model)
+    shared = experts * model.bytes_of("expert_weights") / (d["pp"] * d["ep"])
+    return model.layers * layer / d["pp"] + shared - room - 1.0  # a byte for rounding
+
+
 # --- legality -----------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +229,11 @@ def _fill_hint(spec: Spec, d: Degrees) -> str:
         return f"dp {spec.cluster.gpus // others} fills it"
     per_node = spec.cluster.groups[0].gpus_per_node
     world = d["dp"] * others
-    return f"{world // per_node} nodes of {per_node} would do" if world % per_node == 0 else "set one of dp, pp, ep to auto"
+    return (
+        f"{world // per_node} nodes of {per_node} would do"
+        if world % per_node == 0
+        else "set one of dp, pp, ep to auto"
+    )
 
 
 def _width_faults(spec: Spec, tp: int, expert_tp: int) -> list[Diagnostic]:
@@ -211,11 +242,17 @@ def _width_faults(spec: Spec, tp: int, expert_tp: int) -> list[Diagnostic]:
     if a.heads % tp:
         fit = [t for t in _divisors(a.heads) if t <= spec.cluster.smallest_domain()]
         hint = f"degrees that do: {', '.join(map(str, fit))}"
-        faults.append(spec.fault("PLN104", f"tp {tp} does not divide the {a.heads} attention heads", "parallelism.tp", hint))
+        faults.append(
+            spec.fault("PLN104", f"tp {tp} does not divide the {a.heads} attention heads", "parallelism.tp", hint)
+        )
     if a.kind == "gqa" and a.kv_heads % tp and tp % a.kv_heads:
         message = f"tp {tp} neither divides the {a.kv_heads} KV heads nor is a multiple of them"
         faults.append(spec.fault("PLN104", message, "parallelism.tp"))
-    widths = [("dense_mlp.intermediate", model.dense_mlp.intermediate, tp)] if model.dense_layer_ids and model.dense_mlp else []
+    widths = (
+        [("dense_mlp.intermediate", model.dense_mlp.intermediate, tp)]
+        if model.dense_layer_ids and model.dense_mlp
+        else []
+    )
     if model.moe is not None:
         widths.append(("moe.intermediate", model.moe.intermediate, expert_tp))
         if model.moe.shared_width and spec.parallelism.gating == "leader":
@@ -258,14 +295,11 @@ def overflow_hint(spec: Spec, par: Parallelism, needed: int) -> str:
 # --- reasons ------------------------------------------------------------------------------------------------------
 
 
-def _note_refusal(spec: Spec, placed: Placed, passed_over: dict[str, list[str]]) -> None:
+def _note_refusal(spec: Spec, degrees: Degrees, why: str, passed_over: dict[str, list[str]]) -> None:
     """Remember why a candidate was passed over, under the first key on auto that could change it."""
-    par, memory = placed.par, placed.memory
-    rank = memory.fullest
-    text = f"{memory.used[rank] / 1e9:.1f} of {memory.capacity[rank] / 1e9:.1f} GB"
     for key in ("tp", "expert_tp", "ep", "dp", "pp"):
         if getattr(spec.parallelism, key) == "auto":
-            passed_over[key].append(f"{key} {getattr(par, key)} needs {text} on rank {rank}")
+            passed_over[key].append(f"{key} {degrees[key]} needs {why}")
             return
 
 
@@ -276,14 +310,23 @@ def _reasons(spec: Spec, par: Parallelism, passed_over: dict[str, list[str]]) ->
         if getattr(asked, key) != "auto":
             why[key] = "given in the spec"
     domain = spec.cluster.smallest_domain()
-    why.setdefault("tp", f"smallest degree inside a {domain}-GPU NVLink domain that divides {spec.model.attention.heads} heads and fits memory")
+    why.setdefault(
+        "tp",
+        f"smallest degree inside a {domain}-GPU NVLink domain that divides {spec.model.attention.heads} heads and fits memory",
+    )
     why.setdefault("pp", "fewest pipeline stages that fit memory")
     why.setdefault("dp", f"{spec.cluster.gpus} GPUs ÷ (pp {par.pp} × ep {par.ep})")
-    why.setdefault("expert_tp", "one expert fits one rank" if par.expert_tp == 1 else "one expert does not fit one rank")
+    why.setdefault(
+        "expert_tp", "one expert fits one rank" if par.expert_tp == 1 else "one expert does not fit one rank"
+    )
     if moe is None:
         why.setdefault("ep", "smallest group that fits memory; the model has no experts")
-    elif par.holders * (spec.expert_rule.slots_per_gpu if isinstance(spec.expert_rule, ExpertRule) else 1) >= moe.experts:
-        why.setdefault("ep", f"smallest divisor of the GPUs with a slot for each of {moe.experts} experts that fits memory")
+    elif (
+        par.holders * (spec.expert_rule.slots_per_gpu if isinstance(spec.expert_rule, ExpertRule) else 1) >= moe.experts
+    ):
+        why.setdefault(
+            "ep", f"smallest divisor of the GPUs with a slot for each of {moe.experts} experts that fits memory"
+        )
     else:
         why.setdefault("ep", f"largest EP group the cluster has; {moe.experts} experts share it in rounds")
     if asked.stages is not None:

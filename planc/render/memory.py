@@ -49,6 +49,8 @@ def memory_svg(plan: VerifiedPlan) -> str:
         out.append(f'<g id="memory-{name}" class="memory"><title>{xml_escape(label)}: {size:,} B</title>')
         out.append(f'<text x="{max(4, start):.0f}" y="{y + 15}"{weight}>{xml_escape(label)}</text>')
         fill = _FILLS.get(name, "#888888")
-        out.append(f'<rect x="{_LABELS}" y="{y}" width="{max(1.0, _BAR * share):.1f}" height="20" fill="{fill}" stroke="#555"/>')
+        out.append(
+            f'<rect x="{_LABELS}" y="{y}" width="{max(1.0, _BAR * share):.1f}" height="20" fill="{fill}" stroke="#555"/>'
+        )
         out.append(f'<text x="{_LABELS + _BAR + 8}" y="{y + 15}"{weight}>{value}</text></g>')
     return "\n".join([*out, "</svg>", ""])

@@ -32,9 +32,15 @@ def draw(
     }
     if form in ("png", "pdf") and shutil.which("dot") is None:
         hint = "install Graphviz (for Debian: apt-get install graphviz), or ask for svg"
-        raise PlancError([Diagnostic("PLN501", f"{form} is drawn by Graphviz, but no `dot` program is on the path", hint=hint)])
+        raise PlancError(
+            [Diagnostic("PLN501", f"{form} is drawn by Graphviz, but no `dot` program is on the path", hint=hint)]
+        )
     as_svg = form == "svg"
-    text = _comprehensive(plan, chosen, as_svg) if figure == "comprehensive_moe_dag" else _page(plan, figure, chosen, as_svg)
+    text = (
+        _comprehensive(plan, chosen, as_svg)
+        if figure == "comprehensive_moe_dag"
+        else _page(plan, figure, chosen, as_svg)
+    )
     return text if form in ("svg", "dot") else _through_graphviz(text, form)
 
 
@@ -69,7 +75,13 @@ def _page(plan: VerifiedPlan, figure: str, chosen: dict[str, frozenset[int] | No
         if numbers is not None and not (detailed and name != "nodes" and len(numbers) == 1):
             allowed = "takes one --layers and one --replica" if detailed else "always shows the whole plan"
             message = f"--{name} does not fit this figure, which {allowed}"
-            raise PlancError([Diagnostic("PLN111", message, span=Span(f"--{name}", 1, 1), hint="--figure comprehensive has all filters")])
+            raise PlancError(
+                [
+                    Diagnostic(
+                        "PLN111", message, span=Span(f"--{name}", 1, 1), hint="--figure comprehensive has all filters"
+                    )
+                ]
+            )
     if detailed and not plan.placement.layers:
         raise PlancError([Diagnostic("PLN208", "the model has no experts to draw")])
     layer = min(chosen["layers"]) if chosen["layers"] else None

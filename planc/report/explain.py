@@ -27,7 +27,9 @@ def explain_plan(plan: VerifiedPlan) -> str:
     ]
     lines += [f"  {key}: {text}" for key, text in sorted(plan.reasons.items())]
     lines.append(f"expert rule: {rule_text(plan)}")
-    lines.append(f"fullest GPU {memory.fullest}: {format_bytes(memory.used[memory.fullest])} of {format_bytes(memory.capacity[memory.fullest])}")
+    lines.append(
+        f"fullest GPU {memory.fullest}: {format_bytes(memory.used[memory.fullest])} of {format_bytes(memory.capacity[memory.fullest])}"
+    )
     lines.append(f"largest batch {plan.limits['batch']:,}, largest isl {plan.limits['isl']:,}")
     lines += [f"{note.severity}[{note.code}]: {note.message}" for note in plan.notes]
     return "\n".join(lines)
@@ -53,8 +55,14 @@ def explain_gpu(plan: VerifiedPlan, rank: int) -> str:
         held.setdefault(encode_numbers(experts), []).append(layer)
     lines += [f"layers {encode_numbers(layers)}: expert {text}" for text, layers in held.items()] or ["no experts"]
     lines.append("memory:")
-    lines += [f"  {name.replace('_', ' '):<17}{format_bytes(size):>10}" for name, size in plan.memory.of_rank(rank).items() if size]
-    lines.append(f"  {'sum':<17}{format_bytes(int(plan.memory.used[rank])):>10} of {format_bytes(int(plan.memory.capacity[rank]))}")
+    lines += [
+        f"  {name.replace('_', ' '):<17}{format_bytes(size):>10}"
+        for name, size in plan.memory.of_rank(rank).items()
+        if size
+    ]
+    lines.append(
+        f"  {'sum':<17}{format_bytes(int(plan.memory.used[rank])):>10} of {format_bytes(int(plan.memory.capacity[rank]))}"
+    )
     kinds: dict[str, int] = {}
     for block in plan.blocks.blocks:
         count = int((block.ranks == rank).any(axis=1).sum())
@@ -73,7 +81,9 @@ def explain_expert(plan: VerifiedPlan, text: str) -> str:
     layer, expert = int(match[1]), int(match[2])
     if layer not in plan.placement.layers or expert >= moe.experts:
         layers = encode_numbers(list(plan.spec.model.moe_layer_ids))
-        raise _refuse(f"there is no expert {expert} in layer {layer}", f"MoE layers are {layers}, experts 0 to {moe.experts - 1}")
+        raise _refuse(
+            f"there is no expert {expert} in layer {layer}", f"MoE layers are {layers}, experts 0 to {moe.experts - 1}"
+        )
     part = plan.placement.layers[layer]
     tokens = copy_tokens(plan.spec, plan.parallelism, plan.placement, layer)[part.expert == expert].tolist()
     slots = part.slot[part.expert == expert].tolist()
@@ -86,7 +96,9 @@ def explain_expert(plan: VerifiedPlan, text: str) -> str:
         node = int(plan.spec.cluster.node_of_rank[group[0]])
         turn = f", turn {slots[copy] + 1} of {part.rounds}" if part.rounds > 1 else ""
         n = tokens[copy]
-        lines.append(f"  replica {replica}: GPU {gpus}, node {node}{turn}; {n} tokens in, {format_bytes(n * width)} per micro-batch")
+        lines.append(
+            f"  replica {replica}: GPU {gpus}, node {node}{turn}; {n} tokens in, {format_bytes(n * width)} per micro-batch"
+        )
     return "\n".join(lines)
 
 
@@ -99,5 +111,7 @@ def explain_memory(plan: VerifiedPlan) -> str:
     high = plan.memory.fullest
     for name, values in (("sum", plan.memory.used), ("capacity", plan.memory.capacity), ("free", plan.memory.headroom)):
         lines.append(f"{name:<17}{format_bytes(int(values[high])):>12}{format_bytes(int(values[low])):>12}")
-    lines.append(f"largest batch {plan.limits['batch']:,}, largest isl {plan.limits['isl']:,}, everything else the same")
+    lines.append(
+        f"largest batch {plan.limits['batch']:,}, largest isl {plan.limits['isl']:,}, everything else the same"
+    )
     return "\n".join(lines)

@@ -95,7 +95,12 @@ def memory_rows(plan: VerifiedPlan) -> list[dict[str, Any]]:
     low = int(np.argmin(memory.used))
     named = {name: memory.items[name] for name in ITEMS} | {"reserve": memory.reserve}
     return [
-        {"name": name.replace("_", " "), "fullest": int(v[memory.fullest]), "emptiest": int(v[low]), "total": int(v.sum())}
+        {
+            "name": name.replace("_", " "),
+            "fullest": int(v[memory.fullest]),
+            "emptiest": int(v[low]),
+            "total": int(v.sum()),
+        }
         for name, v in named.items()
         if v.any()
     ]

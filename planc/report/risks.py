@@ -113,17 +113,27 @@ def claim_rows(plan: VerifiedPlan, floors: Floors) -> list[dict[str, str]]:
             says.append(f"TPOT {format_seconds(claim.tpot)}")
         if claim.latency_split:
             says.append(", ".join(f"{k} {100 * v:.0f} %" for k, v in claim.latency_split.items()))
-            parts = {"memory": floors.memory, "compute": floors.compute, "communication": floors.transfer + floors.latency}
+            parts = {
+                "memory": floors.memory,
+                "compute": floors.compute,
+                "communication": floors.transfer + floors.latency,
+            }
             total = sum(parts.values())
-            found.append("floors, added without overlap: " + ", ".join(f"{k} {100 * v / total:.0f} %" for k, v in parts.items()))
+            found.append(
+                "floors, added without overlap: " + ", ".join(f"{k} {100 * v / total:.0f} %" for k, v in parts.items())
+            )
         if claim.tps is not None and claim.tpot is not None:
-            found.append(f"implies {claim.tps * claim.tpot:,.0f} sequences in flight (TPS × TPOT); the spec's batch is {work.batch:,}")
+            found.append(
+                f"implies {claim.tps * claim.tpot:,.0f} sequences in flight (TPS × TPOT); the spec's batch is {work.batch:,}"
+            )
         if claim.tps is not None:
             gpus = claim.gpus or plan.parallelism.world_size
             found.append(f"{claim.tps / gpus:,.0f} TPS per GPU on {gpus} GPUs")
         if claim.tpot is not None and work.phase == "decode":
             found.append(_tpot_verdict(plan, floors, claim.tpot))
-        rows.append({"name": claim.name, "says": "; ".join(says), "found": "; ".join(found) or "nothing to compare with"})
+        rows.append(
+            {"name": claim.name, "says": "; ".join(says), "found": "; ".join(found) or "nothing to compare with"}
+        )
     return rows
 
 

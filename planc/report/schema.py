@@ -39,7 +39,10 @@ def _allow_presets(schema: dict[str, Any]) -> None:
         for key, value in part.get("properties", {}).items():
             if value.get("$ref", "").rpartition("/")[2] in ("Model", "Cluster", "Gpu"):
                 part["properties"][key] = {"anyOf": [{"$ref": value["$ref"]}, _BASED]}
-            elif part.get("title") in ("Gpu", "Peak", "Link", "Nic", "Leaf", "Spine", "Cluster", "NodeGroup") and "$ref" not in value:
+            elif (
+                part.get("title") in ("Gpu", "Peak", "Link", "Nic", "Leaf", "Spine", "Cluster", "NodeGroup")
+                and "$ref" not in value
+            ):
                 part["properties"][key] = {"anyOf": [value, _sourced(value)]}
 
 

@@ -111,7 +111,7 @@ class Cluster(Strict):
     def local_of_rank(self) -> np.ndarray:
         """Index of each rank in its node, int32 [gpus]."""
         starts = np.searchsorted(self.node_of_rank, np.arange(self.nodes))
-        return (np.arange(self.gpus) - starts[self.node_of_rank]).astype(np.int32)
+        return np.asarray((np.arange(self.gpus) - starts[self.node_of_rank]).astype(np.int32))
 
     @cached_property
     def group_of_rank(self) -> np.ndarray:
@@ -140,7 +140,7 @@ class Cluster(Strict):
     @cached_property
     def memory_of_rank(self) -> np.ndarray:
         """Memory of each rank in bytes, int64 [gpus]."""
-        return np.array([g.gpu.memory for g in self.groups], dtype=np.int64)[self.group_of_rank]
+        return np.asarray(np.array([g.gpu.memory for g in self.groups], dtype=np.int64)[self.group_of_rank])
 
     def smallest_domain(self) -> int:
         """GPUs of the smallest NVLink domain: the bound on tp."""

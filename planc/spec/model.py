@@ -150,7 +150,9 @@ class Model(Strict):
         moe = set(self.moe_layer_ids)
         return tuple(i for i in range(self.layers) if i not in moe)
 
-    def bytes_of(self, role: Literal["weights", "expert_weights", "kv_cache", "activations", "dispatch", "combine"]) -> int:
+    def bytes_of(
+        self, role: Literal["weights", "expert_weights", "kv_cache", "activations", "dispatch", "combine"]
+    ) -> int:
         """Bytes of one element in the given role."""
         return DTYPE_BYTES[self.dtype_of(role)]
 
