@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from planc.spec import Spec
     from planc.verify import VerifiedPlan
 
+_TYPES = ("svg", "dot", "png", "pdf")
 FIGURE_NAMES = {
     "comprehensive": "comprehensive_moe_dag",
     "simplified": "simplified_moe_dag",
@@ -146,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     part = command(
         "explain", _explain, "explain a diagnostic code, or part of a plan", "planc explain out/PLAN --gpu 17"
     )
-    part.add_argument("what", help="a code such as PLN201, or a plan (folder, plan.json or spec)")
+    part.add_argument(
+        "what", help="a code such as PLN201, `codes` for the list of them, or a plan (folder, plan.json or spec)"
+    )
     part.add_argument("--gpu", type=int, metavar="RANK", help="what a GPU holds and runs")
     part.add_argument("--expert", metavar="LAYER:EXPERT", help="where an expert is, and what it receives")
     part.add_argument("--memory", action="store_true", help="memory by item of the fullest and emptiest GPU")
@@ -160,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("plan", help="folder of a plan, its plan.json, or a spec")
     part.add_argument("--figure", choices=tuple(FIGURE_NAMES), default="simplified")
     part.add_argument(
-        "--type", choices=("svg", "dot", "png", "pdf"), default="svg", help="png and pdf need Graphviz's dot"
+        "--type", choices=_TYPES, help="default: by the name given with -o, else svg; png and pdf need Graphviz's dot"
     )
     part.add_argument("--layers", metavar="RANGE", help="comprehensive: these layers; detailed: this layer")
     part.add_argument("--nodes", metavar="RANGE", help="comprehensive: these nodes")
@@ -239,7 +242,7 @@ def _summary(plan: VerifiedPlan) -> dict[str, Any]:
         "expert_rule": {"rounds": plan.placement.rounds, "relaxed": plan.placement.relaxed},
         "memory": {
             "fullest_rank": memory.fullest,
-            "used_bytes": int(memory.used.max()),
+            "used_bytes": int(memory.used[memory.fullest]),
             "items": memory.of_rank(memory.fullest),
         },
         "limits": plan.limits,
@@ -252,18 +255,20 @@ def _summary(plan: VerifiedPlan) -> dict[str, Any]:
 
 def _check(options: argparse.Namespace) -> int:
     from planc import pipeline
+    from planc.verify import plan_notes
 
     spec = _load_spec(options)
     placed = pipeline.place(spec)
-    notes = pipeline.plan_notes(spec, placed)
+    notes = plan_notes(spec, placed.par, placed.placement)
     if notes:
         _report(notes, options)
-    par, used = placed.par, placed.memory.used
+    par, memory = placed.par, placed.memory
+    used, room = int(memory.used[memory.fullest]), int(memory.capacity[memory.fullest])
     if options.json:
         degrees = {key: getattr(par, key) for key in ("dp", "pp", "ep", "tp", "expert_tp")}
-        _data({"name": spec.name, "parallelism": degrees, "reasons": placed.reasons, "used_bytes": int(used.max())})
+        _data({"name": spec.name, "parallelism": degrees, "reasons": placed.reasons, "used_bytes": used})
     _say(
-        f"{spec.name}: no faults; dp {par.dp} · pp {par.pp} · ep {par.ep} · tp {par.tp}, {used.max() / 1e9:.1f} GB on the fullest GPU"
+        f"{spec.name}: no faults; dp {par.dp} · pp {par.pp} · ep {par.ep} · tp {par.tp}, {used / 1e9:.1f} of {room / 1e9:.1f} GB on the fullest GPU"
     )
     return 0
 
@@ -281,6 +286,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
+    if options.what == "codes":
+        print("\n".join(f"{code}  {entry.title}" for code, entry in CODES.items()))
+        return 0
     if options.what.upper().startswith("PLN"):
         code = options.what.upper()
         if code not in CODES:
@@ -289,7 +297,7 @@ def _explain(options: argparse.Namespace) -> int:
                     Diagnostic(
                         "PLN015",
                         f"{code} is not a diagnostic code",
-                        hint=f"codes run from {min(CODES)} to {max(CODES)}",
+                        hint="`planc explain codes` lists them",
                     )
                 ]
             )
@@ -323,19 +331,32 @@ def _load_any(name: str) -> VerifiedPlan:
     return compile(load_spec(name))
 
 
+def _type_of(path: str | None) -> str:
+    """The picture type that a file name asks for; svg without one."""
+    ending = os.path.splitext(path or "")[1].lstrip(".").lower()
+    return ending if ending in _TYPES else "svg"
+
+
 def _show(options: argparse.Namespace) -> int:
     from planc.render.show import draw
 
     text = draw(
         _load_any(options.plan),
         FIGURE_NAMES[options.figure],
-        options.type,
+        options.type or _type_of(options.output),
         layers=options.layers,
         nodes=options.nodes,
         replicas=options.replica,
     )
     _write_text(text, options.output)
     return 0
+
+
+def _refuse_to_overwrite(path: str | None) -> None:
+    """A file that people edit is not written over."""
+    if path is not None and os.path.lexists(path):
+        hint = "choose another name with -o, or remove the file first"
+        raise PlancError([Diagnostic("PLN017", f"{path} is there already", hint=hint)])
 
 
 def _write_text(content: str | bytes, path: str | None) -> None:
@@ -366,6 +387,7 @@ def _import_hf(options: argparse.Namespace) -> int:
     tree, notes = import_config(options.path)
     if notes:
         _report(notes, argparse.Namespace(format="text"))
+    _refuse_to_overwrite(options.output)
     _write_text(to_yaml(tree), options.output)
     return 0
 
@@ -380,5 +402,6 @@ def _schema(options: argparse.Namespace) -> int:
 def _init(options: argparse.Namespace) -> int:
     from planc.spec import shipped_folder
 
+    _refuse_to_overwrite(options.output)
     _write_text((shipped_folder("templates") / "starter_spec.yaml").read_text(encoding="utf-8"), options.output)
     return 0

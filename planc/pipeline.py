@@ -10,14 +10,12 @@ from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 
-from planc.diagnostics import Diagnostic, PlancError, Severity, Span
+from planc.diagnostics import Diagnostic, PlancError, Span
 from planc.graph import build_graph
-from planc.placement import POLICIES, Placed, check_rule, resolve, step_tokens
-from planc.placement.degrees import given_degree_faults, overflow_hint
-from planc.spec import ExpertRule, Spec, check_spec
-from planc.verify import Draft, VerifiedPlan, load_plan, plan_json, verify
-
-LARGE_EP = 16
+from planc.placement import POLICIES, Placed, resolve
+from planc.placement.degrees import given_degree_faults
+from planc.spec import Spec, check_spec
+from planc.verify import Draft, VerifiedPlan, load_plan, plan_json, plan_notes, verify
 
 
 def compile(spec: Spec) -> VerifiedPlan:
@@ -27,7 +25,7 @@ def compile(spec: Spec) -> VerifiedPlan:
     """
     placed = place(spec)
     graph = build_graph(spec, placed.par, placed.placement)
-    notes = tuple(plan_notes(spec, placed))
+    notes = tuple(plan_notes(spec, placed.par, placed.placement))
     return verify(Draft(spec, placed.par, placed.reasons, placed.placement, placed.memory, graph, notes))
 
 
@@ -41,37 +39,6 @@ def place(spec: Spec) -> Placed:
         sound = all(fault.code != "PLN103" for fault in faults)  # degrees are judged against sound attention sizes
         raise PlancError([*faults, *(given_degree_faults(spec) if sound else ())])
     return resolve(spec)
-
-
-def plan_notes(spec: Spec, placed: Placed) -> list[Diagnostic]:
-    """Warnings and notes that a reader of the plan must know: relaxed rule, small EP, padding."""
-    par, model = placed.par, spec.model
-    found: list[Diagnostic] = []
-
-    def note(code: str, message: str, path: str, hint: str = "", *, warning: bool = False) -> None:
-        severity: Severity = "warning" if warning else "note"
-        found.append(Diagnostic(code, message, path, spec.span(path), hint, (), severity))
-
-    needed, slots = check_rule(spec, par)
-    if placed.placement.relaxed:
-        rounds = placed.placement.rounds
-        message = f"{needed} experts on {slots} slots: relaxed to r = {rounds} experts a GPU, run one after another"
-        note("PLN203", message, "expert_rule", overflow_hint(spec, par, needed), warning=True)
-    if model.moe is not None and par.ep < LARGE_EP:
-        note("PLN205", f"ep {par.ep} is below {LARGE_EP}, so this is not large EP", "parallelism.ep")
-    padded = step_tokens(spec, par).padded
-    if spec.workload.phase == "decode" and padded != spec.workload.batch:
-        message = f"batch {spec.workload.batch} is planned as {padded} slots, the same number on every TP group"
-        note("PLN206", message, "workload.batch")
-    if model.vocab % par.tp:
-        message = f"the vocabulary of {model.vocab} is padded to a multiple of tp {par.tp}"
-        note("PLN207", message, "model.vocab")
-    if not isinstance(spec.expert_rule, ExpertRule) and placed.placement.rounds > 1:
-        message = (
-            f"no expert rule: up to {placed.placement.rounds} experts of a layer share a GPU and run one after another"
-        )
-        note("PLN203", message, "expert_rule")
-    return found
 
 
 # --- outputs --------------------------------------------------------------------------------------------------------
@@ -129,20 +96,31 @@ def write(plan: VerifiedPlan, folder: str | os.PathLike[str], figures: Iterable[
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for left_over in target.glob(".planc-*"):  # of a build that was killed
-            shutil.rmtree(left_over, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=".planc-", dir=target) as staging:
+        with tempfile.TemporaryDirectory(prefix=f".planc-{os.getpid()}-", dir=target) as staging:
             names = []
             for name, text in outputs(plan, figures):
                 (Path(staging) / name).write_text(text, encoding="utf-8", newline="\n")
                 names.append(name)
             stale = [f"{f}.{ext}" for f in FIGURES for ext in ("svg", "dot") if f"{f}.{ext}" not in names]
             _exchange(Path(staging), target, names, stale)
+        _sweep(target)
     except OSError as error:
         message = f"cannot write to {target}: {error.strerror or error}"
         hint = "choose another folder with -o, or free some space; earlier output is as it was"
         raise PlancError([Diagnostic("PLN017", message, hint=hint)]) from None
     return [target / name for name in names]
+
+
+def _sweep(target: Path) -> None:
+    """Remove what builds that were killed left in the folder; those of builds still running are not touched."""
+    for left_over in target.glob(".planc-*-*"):
+        owner = left_over.name.split("-")[1]
+        try:
+            os.kill(int(owner), 0)
+        except (ValueError, ProcessLookupError):
+            shutil.rmtree(left_over, ignore_errors=True)
+        except OSError:
+            continue
 
 
 def _exchange(staging: Path, target: Path, names: list[str], stale: list[str]) -> None:
@@ -209,8 +187,13 @@ def _difference(path: Path, found: bytes, want: bytes) -> Diagnostic:
     """The first line in which a file differs from what the plan says."""
     pairs = zip_longest(found.split(b"\n"), want.split(b"\n"))
     number, (a, b) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
-    shown = [(text or b"(no such line)")[:100].decode("utf-8", "replace") for text in (a, b)]
+    shown = [
+        (b"(end of file)" if text is None else text or b"(empty line)")[:100].decode("utf-8", "replace")
+        for text in (a, b)
+    ]
     message = f"{path.name} no longer says what plan.json says"
+    if path.name == "plan.json":
+        message = "plan.json holds a sound plan, but not in the form that planc writes"
     related = (f"found:  {shown[0]}", f"wanted: {shown[1]}")
     return Diagnostic(
         "PLN316",

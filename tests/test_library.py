@@ -44,6 +44,15 @@ def test_readme_spec_example_is_valid():
     assert planc.compile(spec).parallelism == planc.compile(planc.load_spec("moe-61l-ep64-dp2")).parallelism
 
 
+def test_readme_shows_what_a_refusal_really_prints():
+    command, shown = re.search(
+        r"```\n\$ (planc check [^\n]*)\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+    ).groups()
+    run = [sys.executable, "-m", *command.split()]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (1, shown)
+
+
 def test_readme_names_the_make_targets():
     text = (ROOT / "README.md").read_text()
     targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.M))

@@ -1,5 +1,5 @@
 """How fast it could be at best: floors from bytes, FLOPs and latencies."""
 
-from planc.cost.floors import Floors, step_floors
+from planc.cost.floors import Floors, busiest_bytes, step_floors
 
-__all__ = ["Floors", "step_floors"]
+__all__ = ["Floors", "busiest_bytes", "step_floors"]

@@ -43,7 +43,8 @@ def _one(diagnostic: Diagnostic, colour: bool) -> str:
     span = diagnostic.span
     where = f" ({_printable(diagnostic.path[:_LONGEST_LINE])})" if diagnostic.path else ""
     if span is not None:
-        lines.append(f"  --> {_printable(span.file)}:{span.line}:{span.column}{where}")
+        at = "" if span.file.startswith("--") else f":{span.line}:{span.column}"  # an option has no lines
+        lines.append(f"  --> {_printable(span.file)}{at}{where}")
         source = _source_line(span.file, span.line)
         if source is not None and len(source) <= _LONGEST_LINE:
             gutter = " " * len(str(span.line))

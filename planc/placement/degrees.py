@@ -102,6 +102,9 @@ def _refusal(
     spec: Spec, faults: list[Diagnostic], tried: int, refused: Counter[str], closest: Placed | None
 ) -> list[Diagnostic]:
     """Why no candidate was taken: the closest one with its arithmetic, else what made each illegal."""
+    short = [fault for fault in faults if fault.code == "PLN202"]
+    if closest is None and short:  # the rule is what stands in the way: the candidate with the most slots says it best
+        return short[:1]
     if closest is None:
         reasons = tuple(f"{n} of {tried} candidates: {code}" for code, n in sorted(refused.items()))
         examples = tuple(dict.fromkeys(f.message for f in faults))[:4]
@@ -123,6 +126,11 @@ def _refusal(
 def _divisors(n: int) -> list[int]:
     small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
     return sorted({*small, *(n // d for d in small)})
+
+
+def _list_divisors(n: int) -> str:
+    """The divisors of ``n`` up to 64, for a hint."""
+    return ", ".join(str(d) for d in _divisors(n) if d <= 64)
 
 
 def _candidates(spec: Spec) -> Iterator[Degrees]:
@@ -202,13 +210,19 @@ def degree_faults(spec: Spec, d: Degrees) -> list[Diagnostic]:
     if pp > model.layers:
         fault("PLN108", f"pp {pp} exceeds the {model.layers} layers", "pp")
     if ep % tp:
-        fault("PLN107", f"tp {tp} does not divide ep {ep}", "tp")
+        fault("PLN107", f"tp {tp} does not divide ep {ep}", "tp", f"degrees that do: {_list_divisors(ep)}")
     if ep % expert_tp:
-        fault("PLN107", f"expert_tp {expert_tp} does not divide ep {ep}", "expert_tp")
+        fault(
+            "PLN107",
+            f"expert_tp {expert_tp} does not divide ep {ep}",
+            "expert_tp",
+            f"degrees that do: {_list_divisors(ep)}",
+        )
     for name, degree in (("tp", tp), ("expert_tp", expert_tp)):
         if degree > cluster.smallest_domain() or not tp_groups_fit(cluster, degree):
             message = f"{name} {degree} leaves an NVLink domain of {cluster.smallest_domain()} GPUs"
-            fault("PLN105", message, name, f"{name} divides every NVLink domain")
+            fit = ", ".join(map(str, _divisors(cluster.smallest_domain())))
+            fault("PLN105", message, name, f"degrees that do: {fit}")
     faults += _width_faults(spec, tp, expert_tp)
     return faults
 
@@ -263,7 +277,9 @@ def _width_faults(spec: Spec, tp: int, expert_tp: int) -> list[Diagnostic]:
         if width % degree:
             name = "expert_tp" if key == "moe.intermediate" else "tp"
             message = f"{name} {degree} does not divide {key} {width}"
-            faults.append(spec.fault("PLN107", message, f"parallelism.{name}"))
+            faults.append(
+                spec.fault("PLN107", message, f"parallelism.{name}", f"degrees that do: {_list_divisors(width)}")
+            )
     return faults
 
 
@@ -297,7 +313,7 @@ def overflow_hint(spec: Spec, par: Parallelism, needed: int) -> str:
 
 def _note_refusal(spec: Spec, degrees: Degrees, why: str, passed_over: dict[str, list[str]]) -> None:
     """Remember why a candidate was passed over, under the first key on auto that could change it."""
-    for key in ("tp", "expert_tp", "ep", "dp", "pp"):
+    for key in ("tp", "ep", "dp", "pp"):
         if getattr(spec.parallelism, key) == "auto":
             passed_over[key].append(f"{key} {degrees[key]} needs {why}")
             return
@@ -312,23 +328,29 @@ def _reasons(spec: Spec, par: Parallelism, passed_over: dict[str, list[str]]) ->
     domain = spec.cluster.smallest_domain()
     why.setdefault(
         "tp",
-        f"smallest degree inside a {domain}-GPU NVLink domain that divides {spec.model.attention.heads} heads and fits memory",
+        f"smallest degree inside an NVLink domain of {domain} GPUs that divides {spec.model.attention.heads} heads and fits memory",
     )
+    others = {"dp": ("pp", "ep"), "pp": ("dp", "ep"), "ep": ("dp", "pp")}
+    for key, (one, two) in others.items():  # with the other two given, the third follows
+        if getattr(asked, one) != "auto" and getattr(asked, two) != "auto":
+            given = f"{one} {getattr(par, one)} × {two} {getattr(par, two)}"
+            why.setdefault(key, f"{spec.cluster.gpus} GPUs ÷ ({given})")
     why.setdefault("pp", "fewest pipeline stages that fit memory")
     why.setdefault("dp", f"{spec.cluster.gpus} GPUs ÷ (pp {par.pp} × ep {par.ep})")
     why.setdefault(
         "expert_tp", "one expert fits one rank" if par.expert_tp == 1 else "one expert does not fit one rank"
     )
-    if moe is None:
+    needed, slots = check_rule(spec, par)
+    if asked.dp != "auto":
+        why.setdefault("ep", f"{spec.cluster.gpus} GPUs ÷ (dp {par.dp} × pp {par.pp})")
+    elif moe is None:
         why.setdefault("ep", "smallest group that fits memory; the model has no experts")
-    elif (
-        par.holders * (spec.expert_rule.slots_per_gpu if isinstance(spec.expert_rule, ExpertRule) else 1) >= moe.experts
-    ):
-        why.setdefault(
-            "ep", f"smallest divisor of the GPUs with a slot for each of {moe.experts} experts that fits memory"
-        )
+    elif not isinstance(spec.expert_rule, ExpertRule):
+        why.setdefault("ep", "no expert rule: smallest group of at least an NVLink domain that fits memory")
+    elif slots >= needed:
+        why.setdefault("ep", f"smallest divisor of the GPUs with a slot for each of {needed} experts that fits memory")
     else:
-        why.setdefault("ep", f"largest EP group the cluster has; {moe.experts} experts share it in rounds")
+        why.setdefault("ep", f"largest EP group the cluster has; {needed} experts share its {slots} slots in rounds")
     if asked.stages is not None:
         why["stages"] = "given in the spec"
     elif par.pp > 1:

@@ -66,7 +66,7 @@ class StepTokens:
     source: int  #: tokens that one gating rank sends to dispatch
     logits: int  #: tokens of a TP group that need logits
     sequences: int  #: sequences of a TP group over all micro-batches, before padding
-    padded: int  #: sequence slots of the whole deployment after padding
+    padded: int  #: tokens of a step over all TP groups and micro-batches, after padding
 
 
 def step_tokens(spec: Spec, par: Parallelism) -> StepTokens:
@@ -85,7 +85,7 @@ def step_tokens(spec: Spec, par: Parallelism) -> StepTokens:
     if not par.leaders_gate:
         tokens = -(-tokens // par.tp) * par.tp
     source = tokens if par.leaders_gate else tokens // par.tp
-    logits = tokens if work.phase == "decode" else max(1, tokens * work.micro_batches // work.isl)
+    logits = tokens if work.phase == "decode" else max(1, tokens // work.isl)
     return StepTokens(tokens, source, logits, sequences, tokens * work.micro_batches * groups)
 
 

@@ -24,7 +24,11 @@ def overflow_fault(spec: Spec, par: Parallelism, placement: Placement, memory: M
         f"rank {rank} needs {format_bytes(int(memory.used[rank]))} but has {format_bytes(int(memory.capacity[rank]))}"
         f" ({over} of {par.world_size} ranks overflow)"
     )
-    path = "workload.batch" if items["kv_cache"] > memory.weights[rank] else "cluster.groups.0.gpu.memory"
+    path = (
+        "workload.batch"
+        if items["kv_cache"] > memory.weights[rank]
+        else f"cluster.groups.{spec.cluster.group_of_rank[rank]}.gpu.memory"
+    )
     return spec.fault("PLN201", message, path, "; or ".join(_changes(spec, par, placement)), tuple(rows))
 
 
@@ -45,25 +49,30 @@ def _changes(spec: Spec, par: Parallelism, placement: Placement) -> list[str]:
     isl = largest_that_fits(spec, par, placement, "isl")
     if isl:
         changes.append(f"lower workload.isl from {spec.workload.isl} to {isl}")
-    nodes = _nodes_that_fit(spec, par)
-    if nodes:
-        changes.append(f"use {nodes} nodes (pp {par.pp * nodes // spec.cluster.nodes})")
-    return changes or ["no single change of tp, batch, isl or nodes fits: use GPUs with more memory"]
+    more = _nodes_that_fit(spec, par)
+    if more:
+        changes.append(more)
+    return changes or [
+        "no change of tp, batch or isl alone fits, nor up to 32 times the nodes: use GPUs with more memory"
+    ]
 
 
-def _nodes_that_fit(spec: Spec, par: Parallelism) -> int:
-    """Nodes of a cluster with twice, four or eight times the pipeline stages on which the plan fits; 0 if none."""
+def _nodes_that_fit(spec: Spec, par: Parallelism) -> str:
+    """The smallest of 2, 4 … 32 times the nodes on which the plan fits with one degree raised by as much, as a hint:
+    more replicas share the sequences, more stages the layers, a larger EP group both sequences and experts."""
     if spec.parallelism.stages or len(spec.cluster.groups) > 1:
-        return 0
-    for factor in (2, 4, 8):
-        if par.pp * factor > spec.model.layers:
-            break
-        group = spec.cluster.groups[0]
+        return ""
+    group = spec.cluster.groups[0]
+    for factor in (2, 4, 8, 16, 32):
         grown = group.model_copy(update={"nodes": group.nodes * factor})
         cluster = Cluster(name=spec.cluster.name, groups=(grown,), links=spec.cluster.links)
         larger = spec.model_copy(update={"cluster": cluster})
-        degrees = {"dp": par.dp, "pp": par.pp * factor, "ep": par.ep, "tp": par.tp, "expert_tp": par.expert_tp}
-        deeper = make_parallelism(larger, degrees)
-        if memory_table(larger, deeper, place_experts(larger, deeper)).fits:
-            return group.nodes * factor
-    return 0
+        for key in ("dp", "pp", "ep"):
+            degrees = {k: getattr(par, k) for k in ("dp", "pp", "ep", "tp", "expert_tp")}
+            degrees[key] *= factor
+            if degrees["pp"] > spec.model.layers:
+                continue
+            mesh = make_parallelism(larger, degrees)
+            if memory_table(larger, mesh, place_experts(larger, mesh)).fits:
+                return f"use {grown.nodes} nodes ({key} {degrees[key]})"
+    return ""

@@ -34,10 +34,14 @@ def _layer_costs(spec: Spec, degrees: Degrees) -> list[float]:
     kv = -(-spec.workload.batch // groups) * spec.workload.context * kv_bytes_per_token(model, tp)
     attention = sum(attention_parameters(model, tp)) * weight + kv
     dense = dense_mlp_parameters(model) // tp * weight
+    shared_tp = tp if spec.parallelism.gating == "leader" else 1  # as in `memory._replica_items`
     moe = 0.0
     if model.moe is not None:
         share = max(1.0, model.moe.experts * degrees["expert_tp"] / degrees["ep"]) / degrees["expert_tp"]
-        moe = share * expert_parameters(model) * model.bytes_of("expert_weights") + shared_parameters(model) * weight
+        moe = (
+            share * expert_parameters(model) * model.bytes_of("expert_weights")
+            + shared_parameters(model) // shared_tp * weight
+        )
     is_moe = set(model.moe_layer_ids)
     return [attention + (moe if i in is_moe else dense) for i in range(model.layers)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from planc.placement import Parallelism, copy_tokens, memory_table, place_experts
+from planc.placement.degrees import degree_faults
 from planc.placement.memory import kv_bytes_per_token
 from planc.placement.stages import make_parallelism
 from planc.spec.model import expert_parameters
@@ -20,15 +21,11 @@ def traditional_rows(plan: VerifiedPlan) -> list[dict[str, Any]]:
     for ep in (8, 4):
         if ep >= par.ep or plan.spec.cluster.gpus % (ep * par.pp) or plan.spec.cluster.smallest_domain() < ep:
             continue
-        degrees = {
-            "dp": plan.spec.cluster.gpus // (ep * par.pp),
-            "pp": par.pp,
-            "ep": ep,
-            "tp": min(par.tp, ep),
-            "expert_tp": 1,
-        }
         spec = plan.spec.model_copy(update={"expert_rule": "none"})
-        rows.append(_row(plan, make_parallelism(spec, degrees), f"EP {ep}, colocated"))
+        degrees = {"dp": spec.cluster.gpus // (ep * par.pp), "pp": par.pp, "ep": ep, "expert_tp": 1}
+        tps = [tp for tp in range(min(par.tp, ep), 0, -1) if not degree_faults(spec, degrees | {"tp": tp})]
+        if tps:
+            rows.append(_row(plan, make_parallelism(spec, degrees | {"tp": tps[0]}), f"EP {ep}, colocated"))
     return rows
 
 

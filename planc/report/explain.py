@@ -104,7 +104,7 @@ def explain_expert(plan: VerifiedPlan, text: str) -> str:
 
 def explain_memory(plan: VerifiedPlan) -> str:
     """Memory by item on the fullest and the emptiest GPU, and what still fits."""
-    low = int(np.argmin(plan.memory.used))
+    low = int(np.argmax(plan.memory.headroom))
     lines = [f"{'':<17}{'GPU ' + str(plan.memory.fullest):>12}{'GPU ' + str(low):>12}"]
     for row in memory_rows(plan):
         lines.append(f"{row['name']:<17}{format_bytes(row['fullest']):>12}{format_bytes(row['emptiest']):>12}")

@@ -11,7 +11,7 @@ from planc.placement import ITEMS, Placement, copy_tokens
 from planc.report.compare import traditional_rows
 from planc.report.risks import claim_rows, optimality_rows, risk_rows
 from planc.spec import LINK_CLASSES, ExpertRule, parameter_counts
-from planc.verify import VerifiedPlan
+from planc.verify import LARGE_EP, VerifiedPlan
 from planc.verify.codec import encode_numbers
 
 
@@ -37,7 +37,9 @@ def document_facts(plan: VerifiedPlan) -> dict[str, Any]:
         "link_classes": LINK_CLASSES,
         "floors": floors,
         "floor_rows": floor_rows(floors),
-        "large_ep": plan.parallelism.ep >= 16,
+        "prefill_steps": -(-plan.spec.workload.batch * plan.spec.workload.isl // plan.tokens.padded),
+        "large_ep_from": LARGE_EP,
+        "large_ep": plan.parallelism.ep >= LARGE_EP,
         "optimality": optimality_rows(plan, floors),
         "traditional": traditional_rows(plan),
         "risks": risk_rows(plan, floors),
@@ -50,7 +52,8 @@ def rule_text(plan: VerifiedPlan) -> str:
     rule = plan.spec.expert_rule
     if not isinstance(rule, ExpertRule):
         return "none: experts share GPUs (baseline)"
-    text = f"at most {rule.slots_per_gpu} per GPU, scope {rule.scope}"
+    what = "" if plan.parallelism.expert_tp == 1 else f" expert shard (1/{plan.parallelism.expert_tp} of an expert)"
+    text = f"at most {rule.slots_per_gpu}{what} per GPU, scope {rule.scope}"
     text += {"layer": " (of any one layer)", "model": " (of all layers together)"}[rule.scope]
     return text + (f"; relaxed to r = {plan.placement.rounds}, in rounds" if plan.placement.relaxed else "")
 
@@ -92,7 +95,7 @@ def _map_text(placement: Placement, layer: int, first: int) -> str:
 def memory_rows(plan: VerifiedPlan) -> list[dict[str, Any]]:
     """A row per item: bytes on the fullest rank, on the emptiest, and over all ranks."""
     memory = plan.memory
-    low = int(np.argmin(memory.used))
+    low = int(np.argmax(memory.headroom))
     named = {name: memory.items[name] for name in ITEMS} | {"reserve": memory.reserve}
     return [
         {
@@ -118,14 +121,28 @@ def op_rows(plan: VerifiedPlan) -> list[dict[str, Any]]:
 
 
 def floor_rows(floors: Floors) -> list[tuple[str, float, str]]:
-    """(what, seconds, how it is derived)."""
-    return [
+    """(what, seconds, how it is derived); what a step does not have is left out."""
+    rows = [
         ("one expert read from memory", floors.expert_read, "expert bytes ÷ (memory bandwidth × utilisation)"),
         ("attention weights of one layer", floors.attention_read, "attention bytes of a rank ÷ the same"),
-        ("all weights of a step", floors.weights_read, "slowest rank of each stage, stages added"),
-        ("KV cache of a step", floors.kv_read, "at the input length; grows with every output token"),
+        ("weights on the way of a token", floors.weights_read, "slowest rank of each stage, stages added"),
+        ("KV cache of a micro-batch", floors.kv_read, "at the input length, likewise; grows with every output token"),
+        (
+            "memory reads of the step",
+            floors.memory,
+            "the larger of: one micro-batch through all stages, the busiest rank's whole work",
+        ),
         ("compute", floors.compute, "FLOPs of the busiest rank ÷ (peak × MFU)"),
-        ("transfers", floors.transfer, "busiest rank's bytes of every collective ÷ link bandwidth"),
+        (
+            "transfers",
+            floors.transfer,
+            "busiest rank's bytes of every collective ÷ link bandwidth; one copy per token and expert",
+        ),
         ("link latencies", floors.latency, "one latency per collective on the way"),
-        ("the step, if all of these overlapped", floors.step, "the largest of memory, compute and transfers"),
+        (
+            "the step, if all of these overlapped",
+            floors.step,
+            "the larger of memory and compute; transfers can be shortened by sending one copy per node",
+        ),
     ]
+    return [row for row in rows if row[1] > 0]

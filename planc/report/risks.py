@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from planc.cost import Floors
+from planc.cost import Floors, busiest_bytes
 from planc.placement import check_rule
 from planc.units import format_bytes, format_rate, format_seconds
 from planc.verify import VerifiedPlan
@@ -29,7 +29,7 @@ def optimality_rows(plan: VerifiedPlan, floors: Floors) -> list[dict[str, Any]]:
         {
             "name": "fast network: dispatch and combine take no longer than the expert's own work",
             "holds": exchange <= work,
-            "numbers": f"{format_seconds(exchange)} at {format_rate(nic.bandwidth * nic.utilization)} against {format_seconds(work)}",
+            "numbers": f"{format_seconds(exchange)} (one copy per token and expert) at {format_rate(nic.bandwidth * nic.utilization)} against {format_seconds(work)}",
         },
         {
             "name": "large batch: transfers longer than link latency",
@@ -53,7 +53,7 @@ def _exchange_seconds(plan: VerifiedPlan) -> float:
         matrix = plan.byte_matrix(index)
         domain = cluster.domain_of_rank[plan.blocks.blocks[index].ranks[0]]
         far = matrix * (domain[:, None] != domain[None, :])
-        total += max(far.sum(axis=1).max(), far.sum(axis=0).max()) / (nic.bandwidth * nic.utilization)
+        total += busiest_bytes(far) / (nic.bandwidth * nic.utilization)
     return float(total)
 
 
@@ -70,13 +70,16 @@ def risk_rows(plan: VerifiedPlan, floors: Floors) -> list[dict[str, str]]:
             "name": "network",
             "numbers": f"{format_bytes(crossing)} of {format_bytes(everything)} per step leave the NVLink domain; transfer floor "
             f"{format_seconds(floors.transfer)}, {100 * share:.0f} % of transfer plus memory floors",
-            "mitigation": "place co-activated experts on one node, batch tokens per destination, overlap with two micro-batches",
+            "mitigation": "place co-activated experts on one node, send one copy per node"
+            + (", overlap with two micro-batches" if plan.spec.workload.micro_batches == 1 else ""),
         },
         {
             "name": "memory headroom",
             "numbers": f"GPU {rank} keeps {format_bytes(free)} free ({100 * free / int(memory.capacity[rank]):.1f} %); the limits are "
             f"batch {plan.limits['batch']} or isl {plan.limits['isl']}",
-            "mitigation": "raise tp, lower batch or context, reuse activation buffers, prefill in chunks",
+            "mitigation": "nothing to do"
+            if free > 0.25 * int(memory.capacity[rank])
+            else "raise tp, lower batch or context, prefill in chunks",
         },
     ]
     if moe is not None:
@@ -89,7 +92,7 @@ def risk_rows(plan: VerifiedPlan, floors: Floors) -> list[dict[str, str]]:
                 "name": "load imbalance",
                 "numbers": f"planned for even routing, {floors.expert_tokens:.1f} tokens per expert; an expert twice as loaded "
                 f"gets {hot:.0f} and takes {slowed:.2f} times as long, and its layer waits. Spare places: {max(0, spare)}",
-                "mitigation": "give spare GPUs copies of hot experts (`spares: replicate`), rebalance from recorded loads",
+                "mitigation": "give spare GPUs copies of hot experts (spares: replicate), rebalance from recorded loads",
             },
             {
                 "name": "stragglers",

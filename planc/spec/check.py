@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planc.diagnostics import Diagnostic
+from planc.spec.cluster import Peak
 from planc.spec.deployment import Spec
 from planc.spec.model import parameter_counts
 
@@ -96,13 +97,22 @@ def _cluster(spec: Spec) -> Iterator[Diagnostic]:
         for dtype in sorted(dtypes):
             if getattr(group.gpu.peak, dtype) is None:
                 message = f"{group.gpu.name} gives no {dtype} peak, but the model's weights are {dtype}"
-                yield spec.fault("PLN110", message, f"{path}.gpu.peak", f"add `{dtype}:` or change the dtype")
+                yield spec.fault("PLN110", message, f"{path}.gpu.peak", _dtype_hint(spec, group.gpu.peak))
         size, domain = group.nodes * group.gpus_per_node, group.nvlink_domain
         if domain and (size % domain or (domain % group.gpus_per_node and group.gpus_per_node % domain)):
             message = f"nvlink_domain {domain} does not divide the group's {size} GPUs along its nodes"
             yield spec.fault("PLN105", message, f"{path}.nvlink_domain")
     if spec.cluster.gpus > 1_000_000:
         yield spec.fault("PLN014", f"{spec.cluster.gpus:,} GPUs; planc plans up to 1,000,000", "cluster.groups")
+
+
+def _dtype_hint(spec: Spec, peak: Peak) -> str:
+    have = [name for name in ("bf16", "fp16", "fp8") if getattr(peak, name) is not None]
+    if not have:
+        return "give a peak"
+    return (
+        f"plan the model in {' or '.join(have)}: `model: {{base: {spec.model.name}, dtypes: {{weights: {have[0]}}}}}`"
+    )
 
 
 def _options(spec: Spec) -> Iterator[Diagnostic]:

@@ -18,12 +18,16 @@ class Workload(Strict):
     computes one token of each, a prefill step ``prefill_chunk`` prompt tokens per TP group (0: one whole prompt).
     The KV cache holds ``isl + osl`` tokens of every sequence."""
 
-    phase: Literal["decode", "prefill"] = "decode"
-    batch: Annotated[int, Field(ge=1, le=10**8)]
+    phase: Literal["decode", "prefill"] = Field(
+        default="decode", description="decode: one token of every sequence a step; prefill: prompt tokens"
+    )
+    batch: Annotated[int, Field(ge=1, le=10**8)] = Field(description="sequences in flight over the whole deployment")
     isl: Annotated[int, Field(ge=1, le=10**8)] = Field(description="input length in tokens")
     osl: Annotated[int, Field(ge=0, le=10**8)] = Field(default=0, description="output length in tokens")
-    prefill_chunk: Annotated[int, Field(ge=0, le=10**8)] = 0
-    micro_batches: Annotated[int, Field(ge=1, le=64)] = 1
+    prefill_chunk: Annotated[int, Field(ge=0, le=10**8)] = Field(
+        default=0, description="prefill: prompt tokens per TP group and step; 0: one whole prompt"
+    )
+    micro_batches: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="parts of a step that can overlap")
 
     @property
     def context(self) -> int:
@@ -68,25 +72,29 @@ DegreeOrAuto = Annotated[
 class ParallelismSpec(Strict):
     """Degrees, or ``auto``. ``expert_tp`` shards one expert over ranks of an NVLink domain."""
 
-    dp: DegreeOrAuto = "auto"
-    pp: DegreeOrAuto = "auto"
-    ep: DegreeOrAuto = "auto"
-    tp: DegreeOrAuto = "auto"
-    expert_tp: DegreeOrAuto = "auto"
+    dp: DegreeOrAuto = Field(default="auto", description="model replicas")
+    pp: DegreeOrAuto = Field(default="auto", description="pipeline stages of a replica")
+    ep: DegreeOrAuto = Field(default="auto", description="GPUs that hold the experts of one stage")
+    tp: DegreeOrAuto = Field(default="auto", description="GPUs that share attention and dense layers")
+    expert_tp: DegreeOrAuto = Field(default="auto", description="GPUs that share one expert")
     stages: Stages | None = Field(default=None, description="layers of each pipeline stage; default: balanced by cost")
     gating: Literal["leader", "sharded"] = Field(
         default="sharded", description="leader: the first rank of a TP group gates; sharded: each gates its tokens"
     )
-    tp_comm: Literal["all_reduce", "reduce_scatter"] = "all_reduce"
+    tp_comm: Literal["all_reduce", "reduce_scatter"] = Field(
+        default="all_reduce", description="how attention's partial sums are reduced before an MoE block"
+    )
 
 
 class ExpertRule(Strict):
     """At most ``slots_per_gpu`` experts per GPU, of any one layer (``scope: layer``) or in all (``model``)."""
 
-    scope: Literal["layer", "model"] = "layer"
-    slots_per_gpu: Annotated[int, Field(ge=1, le=65536)] = 1
-    on_overflow: Literal["rounds", "error"] = "rounds"
-    spares: Literal["idle", "replicate"] = "idle"
+    scope: Literal["layer", "model"] = Field(default="layer", description="experts counted: of one layer, or of all")
+    slots_per_gpu: Annotated[int, Field(ge=1, le=65536)] = Field(default=1, description="most experts per GPU")
+    on_overflow: Literal["rounds", "error"] = Field(
+        default="rounds", description="more experts than slots: run them in turns, or refuse the plan"
+    )
+    spares: Literal["idle", "replicate"] = Field(default="idle", description="spare slots: empty, or further copies")
 
 
 def _read_rule(value: object) -> object:
@@ -103,7 +111,7 @@ RuleOrNone = Annotated[ExpertRule | Literal["none"], BeforeValidator(_read_rule)
 class PlacementSpec(Strict):
     """How experts are assigned to ranks: a key of `planc.placement.POLICIES`."""
 
-    policy: Name = "linear"
+    policy: Name = Field(default="linear", description="linear or round_robin")
 
 
 class Claim(Strict):

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from planc.diagnostics import Diagnostic, PlancError, Span, closest
+from planc.diagnostics import Diagnostic, PlancError, Span
 from planc.spec.hf_architectures import ARCHITECTURES, MODEL_TYPES, Tree
 from planc.spec.hf_config import ConfigReader, parse_config, shown
 from planc.spec.model import Model, parameter_counts
@@ -117,9 +117,8 @@ def _unknown(reader: ConfigReader, name: str) -> Diagnostic:
             found.append(f"`{path}` = {shown(config[key])} from `{key}`")
     related = tuple(f"could be read: {line}" for line in found) + tuple(f"not found: `{path}`" for path in absent)
     hint = "write a model file by hand with these keys" + (f", above all {', '.join(absent)}" if absent else "")
-    near = closest(name, ARCHITECTURES)
     message = f"the architecture `{name[:80]}` is not one that import-hf knows: {', '.join(ARCHITECTURES)}"
-    return Diagnostic("PLN019", message, "", reader.span("architectures"), f"{hint}; {near}" if near else hint, related)
+    return Diagnostic("PLN019", message, "", reader.span("architectures"), hint, related)
 
 
 # --- writing -----------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from planc.spec import Spec, check_spec
 from planc.spec.load import spec_from_values
 from planc.spec.text import MAX_DEPTH, decode, parse_yaml, read_bytes
 from planc.verify.codec import decode_numbers, decode_tensor
+from planc.verify.notes import plan_notes
 from planc.verify.plan import Draft, VerifiedPlan
 from planc.verify.record import SCHEMA, EdgeRecord, GraphRecord, MemoryRecord, PlacementRecord, PlanFile, plan_record
 from planc.verify.verify import verify
@@ -84,7 +85,7 @@ def _read_draft(text: str, file: str) -> tuple[Draft, dict[str, Any]]:
     graph = _read_graph(data.graph, faults_found)
     if faults_found:
         raise PlancError(faults_found)
-    notes = tuple(Diagnostic(n.code, n.message, n.path, hint=n.hint, severity=n.severity) for n in data.notes)
+    notes = tuple(plan_notes(spec, par, placement))  # derived, and compared with what the file says
     return Draft(spec, par, data.reasons, placement, memory, graph, notes), record
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from planc.diagnostics import CODES, Diagnostic, PlancError, render_text
-from planc.pipeline import compile, place, plan_notes
+from planc.pipeline import compile, place
 from planc.spec import load_spec
+from planc.verify import plan_notes
 
 HERE = Path(__file__).parent
 SPECS = sorted(path.stem for path in HERE.glob("*.yaml"))
@@ -53,7 +54,8 @@ def answer(file: Path) -> tuple[Diagnostic, ...]:
     """The faults of a spec, else the notes about its plan."""
     try:
         spec = load_spec(file)
-        return tuple(sorted(plan_notes(spec, place(spec)), key=Diagnostic.sort_key))
+        placed = place(spec)
+        return tuple(sorted(plan_notes(spec, placed.par, placed.placement), key=Diagnostic.sort_key))
     except PlancError as error:
         return error.diagnostics
 

@@ -53,7 +53,7 @@ def test_numbers_follow_the_plan(text):
     floors = step_floors(other)
     assert format_seconds(floors.kv_read) in changed and format_seconds(floors.kv_read) not in text
     differing = {a for a in text.splitlines() if a not in changed.splitlines()}
-    for start in ("| step |", "| kv cache |", "| dispatch |", "| KV cache of a step |", "| proposed |"):
+    for start in ("| step |", "| kv cache |", "| dispatch |", "| KV cache of a micro-batch |", "| proposed |"):
         assert any(line.startswith(start) for line in differing), start
 
 

@@ -355,7 +355,7 @@ def test_an_unknown_architecture_says_what_could_be_read(read: Any) -> None:
     assert fault.code == "PLN019" and "DeepseekV3ForCausalLM" in fault.message
     assert "could be read: `layers` = `32` from `num_hidden_layers`" in fault.related
     assert "not found: `moe.experts`" in fault.related
-    assert "moe.experts" in fault.hint and "did you mean `MixtralForCausalLM`?" in fault.hint
+    assert "moe.experts" in fault.hint and "did you mean" not in fault.hint
 
 
 @pytest.mark.parametrize(

@@ -47,12 +47,12 @@ def edge_changes(graph: PlanGraph) -> Iterator[Change]:
         pairs = np.stack(expanded.pairs(number), axis=1)
         if len(pairs) > 1:
             yield f"{label} one dropped", edge_changed(graph, number, pattern="pairs", pairs=pairs[1:])
-        for other in {1, len(pairs) // 2, len(pairs) - 1} - {0, len(pairs)}:
+        for other in sorted({1, len(pairs) // 2, len(pairs) - 1} - {0, len(pairs)}):
             swap = pairs.copy()
             swap[[0, other], 1] = pairs[[other, 0], 1]
             if {tuple(p) for p in swap.tolist()} != {tuple(p) for p in pairs.tolist()}:
                 yield f"{label} 0 and {other} swapped", edge_changed(graph, number, pattern="pairs", pairs=swap)
-        for comm in {"", "tp", "dp", "pp", "dispatch", "combine"} - {edge.comm}:
+        for comm in sorted({"", "tp", "dp", "pp", "dispatch", "combine"} - {edge.comm}):
             yield f"{label} marked {comm!r}", edge_changed(graph, number, comm=comm)
 
 
@@ -60,9 +60,9 @@ def number_changes(graph: PlanGraph, number: int, block: OpBlock, experts: int) 
     """Places, turns, shard degrees, kinds, ranks, tokens and experts of a block."""
     for key in ("layer", "micro_batch", "slot", "split"):
         value = getattr(block, key)
-        for other in {(value or 0) + 1, None if key == "layer" else 0} - {value}:
+        for other in sorted({(value or 0) + 1, None if key == "layer" else 0} - {value}, key=str):
             yield f"{block.name} {key} {other}", block_changed(graph, number, **{key: other})
-    for kind in {"gate", "all_reduce", "broadcast", "expert", "dispatch", "attn_core"} - {block.kind}:
+    for kind in sorted({"gate", "all_reduce", "broadcast", "expert", "dispatch", "attn_core"} - {block.kind}):
         yield f"{block.name} as {kind}", block_changed(graph, number, kind=kind)
     if len(block) > 1:
         yield f"{block.name} ranks in turn", block_changed(graph, number, ranks=np.roll(block.ranks, 1, axis=0))
