@@ -13,7 +13,7 @@ from pathlib import Path
 from planc.diagnostics import Diagnostic, PlancError, Span
 from planc.graph import build_graph
 from planc.placement import POLICIES, Placed, resolve
-from planc.placement.degrees import given_degree_faults
+from planc.placement.legality import given_degree_faults
 from planc.spec import Spec, check_spec
 from planc.verify import Draft, VerifiedPlan, load_plan, plan_json, plan_notes, verify
 

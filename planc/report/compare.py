@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from planc.placement import Parallelism, copy_tokens, memory_table, place_experts
-from planc.placement.degrees import degree_faults
+from planc.placement.legality import degree_faults
 from planc.placement.memory import kv_bytes_per_token
 from planc.placement.stages import make_parallelism
 from planc.spec.model import expert_parameters

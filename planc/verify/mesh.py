@@ -9,7 +9,7 @@ import numpy as np
 from planc.diagnostics import Diagnostic
 from planc.graph import OpBlock
 from planc.placement import Parallelism
-from planc.placement.degrees import degree_faults
+from planc.placement.legality import degree_faults
 from planc.verify.plan import Draft
 from planc.verify.structure import fault
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planc.diagnostics import Diagnostic, Severity
 from planc.placement import Parallelism, Placement, check_rule, step_tokens
-from planc.placement.degrees import overflow_hint
+from planc.placement.legality import overflow_hint
 from planc.spec import ExpertRule, Spec
 
 LARGE_EP = 16  #: EP from which it is "large EP"

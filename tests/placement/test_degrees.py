@@ -10,7 +10,8 @@ from small_specs import MOE, Small
 
 import planc
 from planc.placement import memory_table, place_experts
-from planc.placement.degrees import degree_faults, resolve, rule_faults
+from planc.placement.degrees import resolve
+from planc.placement.legality import degree_faults, rule_faults
 from planc.placement.stages import balanced_stages, make_parallelism
 
 WIDE = {"hidden": 1024, "attention": {"heads": 16, "head_dim": 64}, "layers": 4}

@@ -448,3 +448,11 @@ def test_a_folder_of_odd_files(files: Files, tmp_path: Path) -> None:
         "\\0.yaml",
     ):
         assert codes(lambda n=name: load_spec(files(SMALL.replace("moe-4l", n)))) == [("PLN007", "")], name  # type: ignore[misc]
+
+
+def test_an_unknown_preset_does_not_hide_the_other_faults() -> None:
+    text = "name: t\nmodel: qwen3-235b\ncluster: h100-sxm-4x8\nworkload: {phase: deocde, bach: 3, isl: -1, batch: 5}\n"
+    with pytest.raises(PlancError) as caught:
+        parse_spec(text)
+    found = [(d.code, d.span.line if d.span else 0) for d in caught.value.diagnostics]
+    assert found == [("PLN007", 2), ("PLN015", 4), ("PLN010", 4), ("PLN014", 4)]
