@@ -80,6 +80,9 @@ def _unwritable(name: str, error: OSError) -> PlancError:
 
 def _report(diagnostics: Iterable[Diagnostic], options: argparse.Namespace) -> None:
     style = getattr(options, "format", "text")
+    diagnostics = tuple(diagnostics)
+    if not diagnostics:
+        return
     if style == "json":
         print(render_json(diagnostics))
     elif style == "github":
@@ -200,8 +203,15 @@ def _build(options: argparse.Namespace) -> int:
     if plan.notes:
         _report(plan.notes, argparse.Namespace(format="text"))
     left_out = [name for name in figures if name not in pipeline.drawn(plan, figures)]
-    for name in left_out:
-        _say(f"note[PLN208]: {name} is left out of this plan (planc show draws a part of it)")
+    hint = "planc show --figure comprehensive draws a part of it with --layers, --nodes or --replica"
+    _report(
+        [
+            Diagnostic("PLN208", f"{name} is not part of this build", hint=hint, severity="note")
+            for name in left_out
+            if plan.placement.layers or name != "detailed_expert_dag"  # a dense model has no experts to draw
+        ],
+        argparse.Namespace(format="text"),
+    )
     if options.json:
         _data(_summary(plan) | {"files": [str(path) for path in files]})
     par = plan.parallelism

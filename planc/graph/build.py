@@ -6,7 +6,7 @@ gate, shared_up), so that no op of a few microseconds clutters the plan.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -224,10 +224,7 @@ class _Builder:
     def _declare(self, block: int, port: str, tensor: TensorType) -> int:
         """Add a read to a block already there; returns the block."""
         b = self.blocks[block]
-        reads = {**b.reads, port: tensor}
-        self.blocks[block] = OpBlock(
-            b.name, b.kind, b.ranks, b.layer, b.micro_batch, b.slot, b.split, reads, b.writes, b.rows, b.experts
-        )
+        self.blocks[block] = replace(b, reads={**b.reads, port: tensor})
         return block
 
     def _projected(

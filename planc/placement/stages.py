@@ -47,21 +47,27 @@ def _layer_costs(spec: Spec, degrees: Degrees) -> list[float]:
 
 
 def balanced_stages(costs: list[float], stages: int) -> tuple[tuple[int, int], ...]:
-    """Contiguous runs of layers with the smallest largest sum of costs; among equals, earlier stages hold more."""
-    n = len(costs)
+    """Contiguous runs of at least one layer with the smallest largest sum of costs; earlier stages fill up first.
+
+    Bisects the largest sum: whether one suffices is seen by filling stage after stage (``stages`` look-ups).
+    """
     prefix = np.concatenate([[0.0], np.cumsum(costs)])
-    best = np.full((stages + 1, n + 1), np.inf)
-    cut = np.zeros((stages + 1, n + 1), dtype=np.int64)
-    best[0, 0] = 0.0
-    for s in range(1, stages + 1):
-        for end in range(s, n + 1):
-            starts = np.arange(s - 1, end)
-            worst = np.maximum(best[s - 1, starts], prefix[end] - prefix[starts])
-            choice = int(len(worst) - 1 - np.argmin(worst[::-1]))
-            best[s, end], cut[s, end] = worst[choice], starts[choice]
-    bounds, end = [n], n
-    for s in range(stages, 0, -1):
-        end = int(cut[s, end])
-        bounds.append(end)
-    bounds.reverse()
-    return tuple(pairwise(bounds))
+    low, high = max(*costs, prefix[-1] / stages) * (1 - 1e-9), float(prefix[-1])
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if _filled(prefix, stages, middle) else (middle, high)
+    ends = _filled(prefix, stages, high)
+    assert ends is not None, "the sum of all costs suffices for any number of stages up to the layers"
+    return tuple(pairwise([0, *ends]))
+
+
+def _filled(prefix: np.ndarray, stages: int, limit: float) -> list[int] | None:
+    """End of each stage when stages fill up to ``limit`` in turn and leave a layer for each that follows, or None."""
+    layers, end, ends = len(prefix) - 1, 0, []
+    for following in range(stages - 1, -1, -1):
+        reach = int(np.searchsorted(prefix, prefix[end] + limit * (1 + 1e-9), side="right")) - 1
+        end, start = min(reach, layers - following), end
+        if end == start:
+            return None
+        ends.append(end)
+    return ends if end == layers else None

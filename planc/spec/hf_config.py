@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from planc.diagnostics import Diagnostic, PlancError, Severity, Span
+from planc.spec.text import parse_json
 
 _MAX_WIDTH = 10**7
 
@@ -102,30 +103,8 @@ def shown(value: object) -> str:
 
 def parse_config(text: str, file: str) -> dict[str, Any]:
     """The JSON object in ``text``. Raises PlancError PLN004, PLN005, PLN009 or PLN020."""
-    twice: list[str] = []
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for key, value in items:
-            if key in seen:
-                twice.append(key)
-            seen[key] = value
-        return seen
-
-    try:
-        value = json.loads(text, object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
-        fault = Diagnostic("PLN004", f"malformed JSON: {error.msg}", span=Span(file, error.lineno, error.colno))
-        raise PlancError([fault]) from None
-    except RecursionError:
-        raise PlancError([Diagnostic("PLN009", "nested too deeply to read", span=Span(file, 1, 1))]) from None
-    except ValueError:  # a number longer than Python converts
-        raise PlancError([Diagnostic("PLN004", "a number has too many digits", span=Span(file, 1, 1))]) from None
+    value = parse_json(text, file)
     if not isinstance(value, dict):
         message = f"a config.json is one JSON object, not {shown(value)}"
         raise PlancError([Diagnostic("PLN020", message, span=Span(file, 1, 1))])
-    places = ConfigReader(file, text, value)
-    if twice:
-        message = "the key `{}` appears twice; JSON would silently keep the last"
-        raise PlancError(Diagnostic("PLN005", message.format(k[:60]), span=places.span(k)) for k in twice)
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -111,6 +112,44 @@ def parse_yaml(text: str, file: str) -> Located:
     if composer.faults:
         raise PlancError(composer.faults)
     return Located(composer.root, composer.places, composer.key_places)
+
+
+def parse_json(text: str, file: str) -> Any:
+    """Like `json.loads`, with keys unique and depth bounded. Raises PlancError PLN004, PLN005 or PLN009."""
+    twice: list[str] = []
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for key, value in items:
+            if key in mapping:
+                twice.append(key)
+            mapping[key] = value
+        return mapping
+
+    too_deep = PlancError([Diagnostic("PLN009", f"more than {MAX_DEPTH} levels of nesting", span=Span(file, 1, 1))])
+    try:
+        record = json.loads(text, object_pairs_hook=pairs)
+    except RecursionError:
+        raise too_deep from None
+    except ValueError as error:
+        line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
+        message = f"malformed JSON: {getattr(error, 'msg', error)}"
+        raise PlancError([Diagnostic("PLN004", message, span=Span(file, line, column))]) from None
+    level, depth = [record], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise too_deep
+        parts = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
+        level = [v for part in parts for v in part]
+    if twice:
+        found = [Diagnostic("PLN005", f"the key `{key[:60]}` appears twice", span=Span(file, 1, 1)) for key in twice]
+        try:
+            parse_yaml(text, file)
+        except PlancError as error:  # says where, if the text is not too large for it
+            found = [d for d in error.diagnostics if d.code == "PLN005"] or found
+        raise PlancError(found)
+    return record
 
 
 class _Composer:

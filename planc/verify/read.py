@@ -20,7 +20,7 @@ from planc.graph import EdgeBlock, OpBlock, PlanGraph, TensorType
 from planc.placement import ITEMS, POLICIES, LayerPlacement, MemoryTable, Parallelism, Placement, layer_placement
 from planc.spec import Spec, check_spec
 from planc.spec.load import spec_from_values
-from planc.spec.text import MAX_DEPTH, decode, parse_yaml, read_bytes
+from planc.spec.text import decode, parse_json, parse_yaml, read_bytes
 from planc.verify.codec import decode_numbers, decode_tensor
 from planc.verify.notes import plan_notes
 from planc.verify.plan import Draft, VerifiedPlan
@@ -50,7 +50,7 @@ def load_plan(path: str | os.PathLike[str]) -> VerifiedPlan:
 
 
 def _read_draft(text: str, file: str) -> tuple[Draft, dict[str, Any]]:
-    record = _parse_json(text, file)
+    record = parse_json(text, file)
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else None
         message = f"this is not a plan of schema {SCHEMA}" + (f" but {str(found)[:40]!r}" if found else "")
@@ -87,44 +87,6 @@ def _read_draft(text: str, file: str) -> tuple[Draft, dict[str, Any]]:
         raise PlancError(faults_found)
     notes = tuple(plan_notes(spec, par, placement))  # derived, and compared with what the file says
     return Draft(spec, par, data.reasons, placement, memory, graph, notes), record
-
-
-def _parse_json(text: str, file: str) -> Any:
-    """Like `json.loads`, with keys unique and depth bounded. Raises PlancError PLN004, PLN005 or PLN009."""
-    twice: list[str] = []
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        mapping: dict[str, Any] = {}
-        for key, value in items:
-            if key in mapping:
-                twice.append(key)
-            mapping[key] = value
-        return mapping
-
-    too_deep = PlancError([Diagnostic("PLN009", f"more than {MAX_DEPTH} levels of nesting", span=Span(file, 1, 1))])
-    try:
-        record = json.loads(text, object_pairs_hook=pairs)
-    except RecursionError:
-        raise too_deep from None
-    except ValueError as error:
-        line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
-        message = f"malformed JSON: {getattr(error, 'msg', error)}"
-        raise PlancError([Diagnostic("PLN004", message, span=Span(file, line, column))]) from None
-    level, depth = [record], 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise too_deep
-        parts = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
-        level = [v for part in parts for v in part]
-    if twice:
-        found = [Diagnostic("PLN005", f"the key `{key[:60]}` appears twice", span=Span(file, 1, 1)) for key in twice]
-        try:
-            parse_yaml(text, file)
-        except PlancError as error:  # says where, if the text is not too large for it
-            found = [d for d in error.diagnostics if d.code == "PLN005"] or found
-        raise PlancError(found)
-    return record
 
 
 def _read_spec(data: PlanFile, file: str) -> Spec:

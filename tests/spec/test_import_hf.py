@@ -364,7 +364,7 @@ def test_an_unknown_architecture_says_what_could_be_read(read: Any) -> None:
         (b'{"a": 1,\n  b: 2}', "PLN004", 2),
         (b"[" * 100_000, "PLN009", 1),
         (b'{"a": ' + b"9" * 5000 + b"}", "PLN004", 1),
-        (b'{"a": 1,\n "a": 2}', "PLN005", 1),
+        (b'{"a": 1,\n "a": 2}', "PLN005", 2),
         (b"[1, 2]", "PLN020", 1),
         (b"", "PLN004", 1),
         (b"\xff{}", "PLN002", 1),
