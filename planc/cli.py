@@ -168,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument(
         "--type", choices=_TYPES, help="default: by the name given with -o, else svg; png and pdf need Graphviz's dot"
     )
+    part.add_argument("--topology", action="store_true", help="print the cluster's links and their busiest instead")
     part.add_argument("--layers", metavar="RANGE", help="comprehensive: these layers; detailed: this layer")
     part.add_argument("--nodes", metavar="RANGE", help="comprehensive: these nodes")
     part.add_argument("--replica", metavar="RANGE", help="comprehensive: these replicas; detailed: this replica")
@@ -348,6 +349,11 @@ def _type_of(path: str | None) -> str:
 
 
 def _show(options: argparse.Namespace) -> int:
+    if options.topology:
+        from planc.report.topology import topology_text
+
+        _write_text(topology_text(_load_any(options.plan)) + "\n", options.output)
+        return 0
     from planc.render.show import draw
 
     text = draw(

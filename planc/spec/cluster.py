@@ -51,8 +51,7 @@ class Link(Strict):
 
 
 class Nic(Link):
-    """Node to network, per GPU. With ``rails`` r, GPU i of a node uses rail i mod r; 0: one rail a GPU (kept for
-    link-aware placement and not used yet)."""
+    """Node to network, per GPU. With ``rails`` r, GPU i of a node uses rail i mod r; 0: one rail a GPU."""
 
     rails: Annotated[int, Field(ge=0, le=1024)] = 0
 
@@ -60,7 +59,7 @@ class Nic(Link):
 class Leaf(Strict):
     """A leaf pod: ``nodes`` nodes share its switches; going up, bandwidth is divided by ``oversubscription``.
 
-    Volumes are counted by pod; oversubscription and latency are kept for link-aware placement and not used yet."""
+    Volumes and link loads count it; its latency is not used yet."""
 
     nodes: Count
     oversubscription: Annotated[float, Field(ge=1, le=1000)] = 1.0
