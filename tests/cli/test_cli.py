@@ -331,7 +331,7 @@ def allows(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
     names = [wanted] if isinstance(wanted, str) else wanted
     if names and not any(
         isinstance(value, types[name]) and (name == "boolean") == isinstance(value, bool) for name in names
-    ):  # type: ignore[arg-type]
+    ):
         return False
     if value not in schema.get("enum", [value]) or value != schema.get("const", value):
         return False

@@ -276,7 +276,7 @@ def test_override(text: str, dotted: str, want: object, files: Files) -> None:
         return
     value: object = load_spec(path, [text])
     for part in dotted.split("."):
-        value = value[int(part)] if part.isdecimal() else getattr(value, part)  # type: ignore[index]
+        value = value[int(part)] if part.isdecimal() else getattr(value, part)
     assert value == want
 
 
@@ -447,7 +447,7 @@ def test_a_folder_of_odd_files(files: Files, tmp_path: Path) -> None:
         "./",
         "\\0.yaml",
     ):
-        assert codes(lambda n=name: load_spec(files(SMALL.replace("moe-4l", n)))) == [("PLN007", "")], name  # type: ignore[misc]
+        assert codes(lambda n=name: load_spec(files(SMALL.replace("moe-4l", n)))) == [("PLN007", "")], name
 
 
 def test_an_unknown_preset_does_not_hide_the_other_faults() -> None:

@@ -1,0 +1,95 @@
+"""The arguments of every command. An example stands at the end of each help text."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from planc import __version__
+from planc.cli import commands
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="planc",
+        description="Compile a model, a cluster and a workload into a verified deployment plan for MoE inference.",
+        epilog="Example: planc build specs/moe-61l-ep64-dp2.yaml",
+    )
+    parser.add_argument("--version", action="version", version=f"planc {__version__}")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Run, text: str, example: str) -> argparse.ArgumentParser:
+        part = subparsers.add_parser(name, help=text, description=text, epilog=f"Example: {example}")
+        part.set_defaults(run=run)
+        part.add_argument("--format", choices=("text", "json", "github"), default="text", help="form of diagnostics")
+        return part
+
+    text = "compile a spec, verify the plan and write its files"
+    _build(command("build", commands.build, text, "planc build specs/moe-61l-ep64-dp2.yaml"))
+    _check(command("check", commands.check, "report every fault of a spec; builds nothing", "planc check spec.yaml"))
+    text = "check a written plan again, from its files alone"
+    _verify(command("verify", commands.verify, text, "planc verify out/moe-61l-ep64-dp2"))
+    text = "explain a diagnostic code, or part of a plan"
+    _explain(command("explain", commands.explain, text, "planc explain out/PLAN --gpu 17"))
+    text = "draw one figure of a plan again, with filters"
+    _show(command("show", commands.show, text, "planc show out/PLAN --figure comprehensive --layers 3-5"))
+    text = "turn a Hugging Face config.json into a model file"
+    part = command("import-hf", commands.import_hf, text, "planc import-hf config.json -o model.yaml")
+    part.add_argument("path", help="a local config.json")
+    _output(part)
+    part = command("schema", commands.schema, "print a JSON Schema", "planc schema spec > spec.schema.json")
+    part.add_argument("what", choices=("spec", "model", "cluster", "plan"))
+    _output(command("init", commands.init, "write a commented starter spec", "planc init -o my-deployment.yaml"))
+    return parser
+
+
+def _output(part: argparse.ArgumentParser) -> None:
+    part.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+
+
+def _spec(part: argparse.ArgumentParser) -> None:
+    part.add_argument("spec", help="spec file, or the name of a shipped example")
+    part.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. workload.batch=512"
+    )
+
+
+def _build(part: argparse.ArgumentParser) -> None:
+    _spec(part)
+    names = ", ".join(commands.FIGURE_NAMES)
+    part.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: out/NAME)")
+    part.add_argument("--figures", default="all", help=f"all, none, or a list of: {names}")
+    part.add_argument("--json", action="store_true", help="print a summary as JSON")
+
+
+def _check(part: argparse.ArgumentParser) -> None:
+    _spec(part)
+    part.add_argument("--json", action="store_true", help="print degrees and memory as JSON")
+
+
+def _verify(part: argparse.ArgumentParser) -> None:
+    part.add_argument("plan", help="folder of a plan, or its plan.json")
+    part.add_argument("--json", action="store_true", help="print the checks as JSON")
+
+
+def _explain(part: argparse.ArgumentParser) -> None:
+    what = "a code such as PLN201, `codes` for the list of them, or a plan (folder, plan.json or spec)"
+    part.add_argument("what", help=what)
+    part.add_argument("--gpu", type=int, metavar="RANK", help="what a GPU holds and runs")
+    part.add_argument("--expert", metavar="LAYER:EXPERT", help="where an expert is, and what it receives")
+    part.add_argument("--memory", action="store_true", help="memory by item of the fullest and emptiest GPU")
+
+
+def _show(part: argparse.ArgumentParser) -> None:
+    part.add_argument("plan", help="folder of a plan, its plan.json, or a spec")
+    part.add_argument("--figure", choices=tuple(commands.FIGURE_NAMES), default="simplified")
+    kind = "default: by the name given with -o, else svg; png and pdf need Graphviz's dot"
+    part.add_argument("--type", choices=commands.PICTURE_TYPES, help=kind)
+    part.add_argument("--topology", action="store_true", help="print the cluster's links and their busiest instead")
+    part.add_argument("--layers", metavar="RANGE", help="comprehensive: these layers; detailed: this layer")
+    part.add_argument("--nodes", metavar="RANGE", help="comprehensive: these nodes")
+    part.add_argument("--replica", metavar="RANGE", help="comprehensive: these replicas; detailed: this replica")
+    _output(part)
