@@ -55,13 +55,14 @@ def document_html(plan: VerifiedPlan, markdown: str, pictures: Mapping[str, str]
     from markdown_it import MarkdownIt
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-    body = re.sub(r'<img src="([\w.]+)" alt="([^"]*)"[^>]*>', lambda m: _picture(m, pictures), body)
+    body = re.sub(r'(<p>)?<img src="([\w.]+)" alt="([^"]*)"[^>]*>(?(1)(</p>)?)', lambda m: _picture(m, pictures), body)
     template = _environment().get_template("page.html.j2")
     return template.render(title=plan.spec.name, body=body)
 
 
 def _picture(match: re.Match[str], pictures: Mapping[str, str]) -> str:
-    name, alt = match.groups()
-    if name in pictures:
+    """A figure in place of the paragraph that holds only its image; a link where there is no picture."""
+    opened, name, alt, closed = match.groups(default="")
+    if name in pictures and bool(opened) == bool(closed):
         return f"<figure>{pictures[name]}</figure>"
-    return f'<a href="{name}">{alt}</a>'
+    return f'{opened}<a href="{name}">{alt}</a>{closed}'

@@ -78,7 +78,8 @@ def test_optimality_follows_from_numbers():
 
 def test_page_is_self_contained_and_escaped(plan, text):
     page = document_html(plan, text + "\n\n<script>alert(1)</script>\n", {"memory.svg": "<svg/>"})
-    assert "<script" not in page and "src=" not in page and "<svg/>" in page
+    assert "<script" not in page and "src=" not in page
+    assert "<figure><svg/></figure>" in page and "<p><figure>" not in page
     hostile = plan.spec.model_copy(update={"name": "a<b>|`x`&\n# no"})
     object.__setattr__(plan, "spec", hostile)
     try:
