@@ -17,7 +17,7 @@ import pytest
 
 import planc
 from planc import cli, pipeline
-from planc.diagnostics import PlancError
+from planc.diagnostics import CODES, PlancError
 from planc.verify import VerifiedPlan, load_plan
 
 SPEC = """name: small
@@ -276,3 +276,44 @@ def test_one_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "replace", full)
     assert cli.main(["init", "-o", "starter.yaml"]) == 1
     assert content(tmp_path) == {"starter.yaml": b"mine"}
+
+
+def test_builds_at_once_in_one_folder_leave_a_whole_plan(tmp_path: Path) -> None:
+    """None removes what another is still writing, and what is there at the end is one build's plan."""
+    command = [sys.executable, "-m", "planc", "build", "moe-4l-16gpu-baseline", "-o", str(tmp_path / "here")]
+    builds = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(3)]
+    said = [(build.communicate(timeout=120)[0], build.returncode) for build in builds]
+    assert [status for _, status in said] == [0, 0, 0], said
+    assert cli.main(["verify", str(tmp_path / "here")]) == 0
+    assert not list((tmp_path / "here").glob(".planc-*"))
+
+
+def test_what_a_killed_build_left_goes_with_the_next_and_a_running_one_s_stays(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, running = tmp_path / f".planc-{ended.pid}-x", tmp_path / f".planc-{os.getppid()}-x"
+    left.mkdir()
+    running.mkdir()
+    assert cli.main(["build", "moe-4l-16gpu-baseline", "-o", str(tmp_path), "--figures", "none"]) == 0
+    assert not left.exists() and running.exists()
+
+
+def test_a_file_that_people_edit_is_not_written_over(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    assert cli.main(["init", "-o", str(mine)]) == 0
+    mine.write_text(mine.read_text() + "# mine\n")
+    assert cli.main(["init", "-o", str(mine)]) == 1
+    assert mine.read_text().endswith("# mine\n")
+
+
+def test_a_picture_has_the_type_that_its_name_says(tmp_path: Path) -> None:
+    for name, start in (("a.dot", "digraph"), ("a.svg", "<svg"), ("a", "<svg")):
+        assert cli.main(["show", "moe-4l-16gpu-baseline", "-o", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).read_text().startswith(start)
+
+
+def test_codes_are_listed_and_topology_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "codes"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(CODES)
+    assert cli.main(["show", "moe-4l-16gpu-baseline", "--topology"]) == 0
+    assert "nic_up" in capsys.readouterr().out

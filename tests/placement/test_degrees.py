@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
 from small_specs import MOE, Small
 
 import planc
+from planc.diagnostics import PlancError
 from planc.placement import memory_table, place_experts
 from planc.placement.degrees import resolve
 from planc.placement.legality import degree_faults, rule_faults
@@ -132,3 +134,17 @@ def test_stages_are_as_even_as_can_be(costs: list[float], stages: int) -> None:
     cuts = itertools.combinations(range(1, len(costs)), stages - 1)
     best = min(max(sum(costs[a:b]) for a, b in itertools.pairwise((0, *cut, len(costs)))) for cut in cuts)
     assert max(sum(costs[a:b]) for a, b in found) == best
+
+
+@pytest.mark.parametrize("batch", [200, 2_000, 4_000])
+def test_the_nodes_that_a_refusal_names_do_fit(small: Small, batch: int) -> None:
+    """More nodes with the degree that the hint raises, everything else the same: the plan fits."""
+    parts: dict[str, Any] = {"gpu": {"memory": "3 MB"}, "workload": {"batch": batch, "isl": 256}}
+    degrees = {"dp": 1, "pp": 1, "ep": 8, "tp": 1, "expert_tp": 1}
+    with pytest.raises(PlancError) as caught:
+        resolve(small(**parts, parallelism=degrees))
+    (fault,) = caught.value.diagnostics
+    hint = re.search(r"use (\d+) nodes \((\w+) (\d+)\)", fault.hint)
+    assert fault.code == "PLN201" and hint is not None, fault.hint
+    nodes = {"groups": [{"nodes": int(hint[1]), "gpus_per_node": 4}]}
+    resolve(small(**parts, parallelism=degrees | {hint[2]: int(hint[3])}, cluster=nodes))
