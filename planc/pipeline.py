@@ -6,34 +6,45 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 
 from planc.diagnostics import Diagnostic, PlancError, Span
 from planc.graph import build_graph
-from planc.placement import POLICIES, Placed, resolve
+from planc.placement import POLICY_NAMES, Placed, resolve
 from planc.placement.legality import given_degree_faults
 from planc.spec import Spec, check_spec
 from planc.verify import Draft, VerifiedPlan, load_plan, plan_json, plan_notes, verify
 
 
-def compile(spec: Spec) -> VerifiedPlan:
+def compile(spec: Spec, *, workers: int = 1, progress: Progress | None = None) -> VerifiedPlan:
     """Compile a deployment spec to a verified plan.
 
-    Raises PlancError with every contradiction in the spec (1xx), or with why no placement fits (2xx).
+    Where the spec gives traffic, ``workers`` processes plan its layers (the result is the same for any number) and
+    ``progress`` is called with (layers planned, of how many). Raises PlancError with every contradiction in the spec
+    (1xx), or with why no placement fits (2xx).
     """
     placed = place(spec)
+    if spec.policy == "topology":
+        from planc.placement.known_traffic import place_for_traffic  # brings scipy: only where it is needed
+
+        placed = place_for_traffic(spec, placed, workers=workers, progress=progress)
     graph = build_graph(spec, placed.par, placed.placement)
     notes = tuple(plan_notes(spec, placed.par, placed.placement))
-    return verify(Draft(spec, placed.par, placed.reasons, placed.placement, placed.memory, graph, notes))
+    parts = placed.par, placed.reasons, placed.placement, placed.memory, graph, notes, placed.certificate
+    return verify(Draft(spec, *parts))
+
+
+Progress = Callable[[int, int], None]
 
 
 def place(spec: Spec) -> Placed:
-    """Check the spec, choose its degrees and place its experts; builds no graph. Raises PlancError like `compile`."""
+    """Check the spec, choose its degrees and place its experts, as the policy `linear` does where traffic decides; builds
+    no graph. Raises PlancError like `compile`."""
     faults = check_spec(spec)
-    if spec.placement.policy not in POLICIES:
-        message = f"`{spec.placement.policy}` is not a placement policy; there are {', '.join(POLICIES)}"
+    if spec.placement.policy not in POLICY_NAMES:
+        message = f"`{spec.placement.policy}` is not a placement policy; there are {', '.join(POLICY_NAMES)}"
         faults.append(spec.fault("PLN015", message, "placement.policy"))
     if faults:
         sound = all(fault.code != "PLN103" for fault in faults)  # degrees are judged against sound attention sizes

@@ -7,7 +7,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from planc.cli.output import print_json, refuse_to_overwrite, report, say, write_text
+from planc.cli.output import cores, planning, print_json, refuse_to_overwrite, report, say, write_text
 from planc.diagnostics import CODES, Diagnostic, PlancError, Span
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ def build(options: argparse.Namespace) -> int:
     from planc import pipeline
 
     figures = _figures(options.figures)
-    plan = pipeline.compile(_load_spec(options))
+    spec = _load_spec(options)
+    with planning("planning layers") as progress:
+        plan = pipeline.compile(spec, workers=options.workers or cores(), progress=progress)
     folder = options.output or os.path.join("out", re.sub(r"/|^\.+$", "_", plan.spec.name))
     files = pipeline.write(plan, folder, figures)
     if plan.notes:

@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from planc.diagnostics import Diagnostic, PlancError, render_github, render_json, render_text
@@ -70,3 +71,23 @@ def write_text(content: str | bytes, path: str | None) -> None:
     except OSError as error:
         raise unwritable(path, error) from None
     say(f"wrote {path}")
+
+
+def cores() -> int:
+    """Processes that this machine can run at once."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def planning(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on a terminal, for work that reports (done, of how many); nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

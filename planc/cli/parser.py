@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from planc import __version__
-from planc.cli import commands
+from planc.cli import commands, place
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -36,6 +36,9 @@ def make_parser() -> argparse.ArgumentParser:
     _explain(command("explain", commands.explain, text, "planc explain out/PLAN --gpu 17"))
     text = "draw one figure of a plan again, with filters"
     _show(command("show", commands.show, text, "planc show out/PLAN --figure comprehensive --layers 3-5"))
+    text = "place experts for known traffic, with bounds"
+    example = "planc place --traffic trace.npz --cluster h100-sxm-32x8 --out map.json"
+    _place(command("place", place.place, text, example))
     text = "turn a Hugging Face config.json into a model file"
     part = command("import-hf", commands.import_hf, text, "planc import-hf config.json -o model.yaml")
     part.add_argument("path", help="a local config.json")
@@ -61,8 +64,46 @@ def _build(part: argparse.ArgumentParser) -> None:
     _spec(part)
     names = ", ".join(commands.FIGURE_NAMES)
     part.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: out/NAME)")
+    _workers(part)
     part.add_argument("--figures", default="all", help=f"all, none, or a list of: {names}")
     part.add_argument("--json", action="store_true", help="print a summary as JSON")
+
+
+def _workers(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--workers", type=_positive, metavar="N", help="processes that plan layers (default: all cores)")
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10**7:
+        raise argparse.ArgumentTypeError(f"`{text[:40]}` is not a whole number of at least 1")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
+def _place(part: argparse.ArgumentParser) -> None:
+    text = "npz, npy, json or jsonl with token choices or expert loads, or the name of a shipped sample"
+    part.add_argument("--traffic", required=True, metavar="FILE", help=text)
+    part.add_argument("--cluster", required=True, metavar="SPEC", help="deployment spec, cluster file, or shipped name")
+    part.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the spec")
+    part.add_argument("--slots", type=_positive, metavar="N", help="expert slots per GPU (default: as few as needed)")
+    text = "copies beyond one of each expert (default: every slot is filled)"
+    part.add_argument("--redundant", type=_count, metavar="R", help=text)
+    part.add_argument("--groups", type=_positive, metavar="G", help="groups of experts in the gate")
+    part.add_argument("--current", metavar="MAP", help="expert map that runs now: move as little as can be")
+    text = "further traffic that the placement must be good for; may be repeated"
+    part.add_argument("--scenario", action="append", default=[], metavar="FILE", help=text)
+    part.add_argument("--objective", choices=("link", "balance"), default="link", help="what comes first")
+    text = "dispatch sends one copy per node (dedup) or per expert (direct)"
+    part.add_argument("--transfer", choices=("dedup", "direct"), default="dedup", help=text)
+    part.add_argument("--top-k", type=_positive, metavar="K", help="experts of a token, where the file has only loads")
+    part.add_argument("--tokens", type=_positive, metavar="T", help="tokens of an EP group that times are for")
+    part.add_argument("--seed", type=_count, default=0, metavar="S", help="seed of the search")
+    _workers(part)
+    part.add_argument("-o", "--out", metavar="FILE", help="the expert map (SGLang's physical_to_logical_map)")
+    part.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def _check(part: argparse.ArgumentParser) -> None:

@@ -50,6 +50,23 @@ CODES: dict[str, Code] = {
         "import-hf knows the architectures it lists. For another one, write the model file by hand with the named keys.",
     ),
     "PLN020": Code("field not found in config.json", "import-hf never guesses: a needed field is absent or unusable."),
+    "PLN021": Code(
+        "not a traffic file",
+        "Traffic is read from .npz, .npy, .jsonl and .json files with one of the keys `topk_ids`, `logical_count`, "
+        "`logical_expert_load`, `expert_load` and `weight`, as plain arrays of numbers; pickles are never opened.",
+    ),
+    "PLN022": Code(
+        "unusable traffic values",
+        "Loads are finite and not negative, every layer has some, and a token chooses different experts that exist.",
+    ),
+    "PLN023": Code(
+        "traffic of another model", "The recorded layers, experts and top-k are those of the model that is planned."
+    ),
+    "PLN024": Code("not an expert map", "A map has one key, `physical_to_logical_map`: a row of expert ids per layer."),
+    "PLN025": Code(
+        "expert map of another deployment",
+        "The map's layers, slots and expert ids must be those of the model and the cluster, with every expert on a GPU.",
+    ),
     # 1xx: cross-checks of the spec
     "PLN101": Code("top-k exceeds the experts", "A token cannot choose more experts than a layer has."),
     "PLN102": Code("layer kinds contradict", "first_k_dense, moe_stride, moe_layers and moe must agree with layers."),
@@ -77,6 +94,9 @@ CODES: dict[str, Code] = {
     "PLN206": Code("batch is padded", "Every TP group runs the same number of tokens, so the batch is rounded up."),
     "PLN207": Code("size is padded", "A width is rounded up to a multiple of the degree that shards it."),
     "PLN208": Code("figure left out", "A figure of every op would be too large to open; redraw a part with filters."),
+    "PLN210": Code("planning was interrupted", "Ctrl-C ended the search; the best placement found so far is returned."),
+    "PLN211": Code("slots stay empty", "Engines load maps whose slots are all filled; choose copies that fill them."),
+    "PLN212": Code("something was assumed", "A cluster without a model does not say how wide tokens are or who gates."),
     # 3xx: the graph
     "PLN301": Code("cycle among blocks", "The quotient graph of op blocks has a cycle, so the plan cannot run."),
     "PLN302": Code("cycle among ops", "The expanded graph has a cycle, so the plan cannot run."),
@@ -102,6 +122,9 @@ CODES: dict[str, Code] = {
     "PLN315": Code("memory table is wrong", "The plan's memory table differs from what its placement needs."),
     "PLN316": Code("file differs from the plan", "A figure or document no longer says what plan.json says."),
     "PLN317": Code("duplicate op or edge", "Op names are unique, a rank runs a block once, and an edge exists once."),
+    "PLN318": Code(
+        "certificate is wrong", "What the plan says of its placement does not follow from its placement and its traffic."
+    ),
     # 5xx: output in other formats
     "PLN501": Code("needs the dot program", "PNG and PDF are drawn by Graphviz's `dot`; SVG and DOT never need it."),
     # 9xx: our own fault

@@ -4,11 +4,12 @@ from planc.placement.degrees import Placed, resolve
 from planc.placement.experts import LayerPlacement, Placement, check_rule, layer_placement, place_experts
 from planc.placement.memory import ITEMS, WEIGHT_ITEMS, MemoryTable, copy_tokens, largest_that_fits, memory_table
 from planc.placement.mesh import Parallelism, StepTokens, step_tokens
-from planc.placement.policy import POLICIES
+from planc.placement.policy import POLICIES, POLICY_NAMES
 
 __all__ = [
     "ITEMS",
     "POLICIES",
+    "POLICY_NAMES",
     "WEIGHT_ITEMS",
     "LayerPlacement",
     "MemoryTable",

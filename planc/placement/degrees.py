@@ -14,6 +14,7 @@ from planc.placement.mesh import Parallelism
 from planc.placement.overflow import overflow_fault
 from planc.placement.reasons import degree_reasons, note_refusal
 from planc.placement.stages import Degrees, make_parallelism
+from planc.planner.certificate import Certificate
 from planc.spec import ExpertRule, Spec
 from planc.spec.model import expert_parameters
 from planc.units import format_bytes
@@ -27,6 +28,7 @@ class Placed:
     reasons: dict[str, str]
     placement: Placement
     memory: MemoryTable
+    certificate: Certificate | None = None  #: what is known of a placement made for known traffic
 
 
 def resolve(spec: Spec) -> Placed:

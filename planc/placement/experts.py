@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from planc.placement.mesh import Parallelism
-from planc.placement.policy import POLICIES
+from planc.placement.policy import POLICIES, linear
 from planc.spec import ExpertRule, Spec
 
 
@@ -89,7 +89,7 @@ def place_experts(spec: Spec, par: Parallelism) -> Placement:
     if moe is None:
         return Placement(par, {}, 0, False)
     nodes = spec.cluster.node_of_rank[: par.ep : par.expert_tp]
-    policy = POLICIES[spec.placement.policy]
+    policy = POLICIES.get(spec.policy, linear)  # where traffic decides, linear stands in: it holds as many copies
     worst = 0
     if isinstance(rule, ExpertRule) and rule.scope == "model":
         for first, end in par.stages:
@@ -97,7 +97,7 @@ def place_experts(spec: Spec, par: Parallelism) -> Placement:
             holders = policy(len(ids) * moe.experts, nodes)
             slots = max(rule.slots_per_gpu, int(np.bincount(holders).max(initial=0)))
             items = np.arange(len(holders))  # the experts of one layer after those of another
-            if rule.spares == "replicate":
+            if spec.replicates:
                 items, holders = fill_spares(holders, par.holders, slots, np.ones(len(holders)))
             worst = max(worst, int(np.bincount(holders).max(initial=0)))
             for n, layer in enumerate(ids):
@@ -106,7 +106,7 @@ def place_experts(spec: Spec, par: Parallelism) -> Placement:
     else:
         holder = policy(moe.experts, nodes)
         expert = np.arange(moe.experts)
-        if isinstance(rule, ExpertRule) and rule.spares == "replicate":
+        if isinstance(rule, ExpertRule) and spec.replicates:
             slots = max(rule.slots_per_gpu, int(np.bincount(holder).max()))
             expert, holder = fill_spares(holder, par.holders, slots, np.ones(moe.experts))
         shared = layer_placement(expert, holder * par.expert_tp)

@@ -1,4 +1,7 @@
-"""Placement policies: which holder of an EP group gets which expert. A new policy is one function and one line."""
+"""Placement policies: which holder of an EP group gets which expert. A new policy is one function and one line.
+
+These know no traffic. The policy `topology` does, and plans layer by layer: `planc.placement.known_traffic`.
+"""
 
 from __future__ import annotations
 
@@ -39,3 +42,6 @@ def _index_in_node(node_of_holder: np.ndarray) -> np.ndarray:
 
 
 POLICIES: dict[str, Policy] = {"linear": linear, "round_robin": round_robin}
+
+#: what a spec may name
+POLICY_NAMES = ("auto", *POLICIES, "topology")

@@ -1,5 +1,20 @@
 """Where tokens go: how many tokens each source rank sends to each expert of a layer."""
 
 from planc.routing.balanced import balanced_counts, share_counts
+from planc.routing.recorded import Expected, load_traffic
+from planc.routing.tokens import Popularity, Skew, TokenTraffic, generate_tokens
+from planc.routing.traffic import Traffic, generated, tokens_of_loads
 
-__all__ = ["balanced_counts", "share_counts"]
+__all__ = [
+    "Expected",
+    "Popularity",
+    "Skew",
+    "TokenTraffic",
+    "Traffic",
+    "balanced_counts",
+    "generate_tokens",
+    "generated",
+    "load_traffic",
+    "share_counts",
+    "tokens_of_loads",
+]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from planc.units import split_evenly
+
 
 def balanced_counts(tokens: np.ndarray, top_k: int, experts: int) -> np.ndarray:
     """Tokens from each source to each expert.
@@ -26,9 +28,13 @@ def _reached(choices: np.ndarray, experts: int) -> np.ndarray:
 
 
 def share_counts(counts: np.ndarray, copies: int) -> np.ndarray:
-    """Split one expert's tokens among its copies in turn: the n-th token goes to copy n mod ``copies``.
+    """Split one expert's tokens among its copies: the first of ``copies`` equal parts goes to the first copy, and so on.
 
-    ``counts``: int [sources]. Returns int64 [sources, copies] with the same row sums.
+    Copies are in rank order as sources are, so each serves the sources of its own part of the ranks, and parts differ by
+    at most one token. ``counts``: int [sources]. Returns int64 [sources, copies] with the same row sums.
     """
     ends = np.cumsum(counts.astype(np.int64))
-    return np.diff(_reached(np.concatenate([[0], ends]), copies), axis=0)
+    cuts = np.cumsum(split_evenly(int(ends[-1]), copies))
+    reached = np.minimum(ends[:, None], cuts[None, :])  # [sources, copies]: of these tokens, how many come before both
+    upto = np.diff(np.concatenate([np.zeros((len(ends), 1), dtype=np.int64), reached], axis=1), axis=1)
+    return np.diff(np.concatenate([np.zeros((1, copies), dtype=np.int64), upto], axis=0), axis=0)

@@ -13,25 +13,51 @@ Popularity = Literal["uniform", "zipf", "lognormal", "power_law"]
 @dataclass(frozen=True, eq=False)
 class TokenTraffic:
     """``topk``: int32 [tokens, layers, k], distinct experts of each token in each MoE layer (in layer order);
-    ``source``: int32 [tokens], the gating source (0 … sources − 1) that routes the token; ``experts``: E."""
+    ``source``: int32 [tokens], the gating source (0 … sources − 1) that routes the token; ``experts``: E;
+    ``sources``: how many gating sources there were, 0 where that was not recorded (then ``source`` is all zeros and
+    tokens are dealt to sources in turn, see `on_sources`)."""
 
     topk: np.ndarray
     source: np.ndarray
     experts: int
+    sources: int = 0
 
     def loads(self) -> np.ndarray:
         """Tokens of each expert, int64 [layers, E]."""
         layers = self.topk.shape[1]
-        keys = np.arange(layers)[None, :, None] * self.experts + self.topk
-        return np.bincount(keys.reshape(-1), minlength=layers * self.experts).reshape(layers, self.experts)
+        return np.stack([np.bincount(self.topk[:, i].reshape(-1), minlength=self.experts) for i in range(layers)])
 
     def split(self, share: float) -> tuple[TokenTraffic, TokenTraffic]:
-        """The first ``share`` of the tokens, and the rest: to optimise on one and judge on the other."""
+        """The first ``share`` of the tokens, and the rest: to optimise on one and judge on the other. Both have at
+        least one token. Raises ValueError for fewer than two tokens."""
+        if len(self.source) < 2:
+            raise ValueError("needs two tokens or more")
         cut = max(1, min(len(self.source) - 1, round(len(self.source) * share)))
         return (
-            TokenTraffic(self.topk[:cut], self.source[:cut], self.experts),
-            TokenTraffic(self.topk[cut:], self.source[cut:], self.experts),
+            TokenTraffic(self.topk[:cut], self.source[:cut], self.experts, self.sources),
+            TokenTraffic(self.topk[cut:], self.source[cut:], self.experts, self.sources),
         )
+
+    def on_sources(self, count: int) -> np.ndarray:
+        """The gating source 0 … ``count`` − 1 of each token when there are ``count`` of them, int64 [tokens].
+
+        Not recorded: token i is on source i mod ``count``. Recorded with as many sources: as recorded. Otherwise
+        recorded source s stands for the sources s·count/sources … (s + 1)·count/sources − 1, at least one, and its
+        tokens are dealt to them in turn. Raises ValueError for ``count`` < 1.
+        """
+        if count < 1:
+            raise ValueError("needs one source or more")
+        if not self.sources:
+            return np.arange(len(self.source), dtype=np.int64) % count
+        source = self.source.astype(np.int64)
+        if self.sources == count:
+            return source
+        first = source * count // self.sources
+        run = np.maximum(1, (source + 1) * count // self.sources - first)
+        order = np.argsort(source, kind="stable")
+        turn = np.empty_like(source)  # how many tokens of its source came before a token
+        turn[order] = np.arange(len(source)) - np.searchsorted(source[order], source[order])
+        return np.asarray(first + turn % run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +93,7 @@ def popularity_of(skew: Skew, experts: int, rng: np.random.Generator) -> np.ndar
 def generate_tokens(
     *, tokens: int, layers: int, experts: int, top_k: int, sources: int, skew: Skew, seed: int, sample: int = 0
 ) -> TokenTraffic:
-    """Draw tokens by Gumbel top-k from the popularity of each layer and the token's topic.
+    """Draw tokens by an exponential race from the popularity of each layer and the token's topic.
 
     Popularity, topics and their experts depend on ``seed`` alone; ``sample`` draws other tokens of the same
     distribution, for judging on tokens that were not optimised on. Raises ValueError for sizes that cannot be.
@@ -82,23 +108,64 @@ def generate_tokens(
     topk = np.empty((tokens, layers, top_k), dtype=np.int32)
     for layer in range(layers):
         shape = np.random.default_rng([seed, 0, layer])
-        logits = np.log(popularity_of(skew, experts, shape))
-        scores = np.broadcast_to(logits.astype(np.float32), (tokens, experts)).copy()
+        weights = popularity_of(skew, experts, shape)[None]
         if skew.topics:
             pull = skew.strength * shape.standard_normal((skew.topics, experts))
-            scores += pull[topic].astype(np.float32)
-        scores -= np.log(-np.log(draws.random((tokens, experts), dtype=np.float32) + 1e-12) + 1e-12)
-        if skew.groups > 1:
-            _limit_groups(scores, skew)
-        topk[:, layer] = np.argpartition(-scores, top_k - 1, axis=1)[:, :top_k]
-    topk.sort(axis=2)
-    return TokenTraffic(topk, source, experts)
+            weights = weights * np.exp(pull - pull.max(axis=1, keepdims=True))
+        noise = np.random.default_rng([seed, 1, sample, layer])
+        topk[:, layer] = race(weights, topic, top_k, noise, groups=skew.groups, top_groups=skew.top_groups)
+    return TokenTraffic(topk, source, experts, sources)
 
 
-def _limit_groups(scores: np.ndarray, skew: Skew) -> None:
-    """Rule out the experts outside a token's best ``top_groups`` groups (a group counts with its two best scores)."""
-    tokens, experts = scores.shape
-    grouped = scores.reshape(tokens, skew.groups, experts // skew.groups)
-    best = np.sort(grouped, axis=2)[:, :, -2:].sum(axis=2)
-    order = np.argsort(-best, axis=1, kind="stable")[:, skew.top_groups :]
-    np.put_along_axis(grouped, order[:, :, None], -np.inf, axis=1)
+_ROWS = 512  #: tokens drawn at once: their scores stay in the CPU's cache
+_LEAST = 1e-30  #: what is less than this share of the largest weight counts as this: no score is 0, infinite or NaN
+
+
+def race(
+    weights: np.ndarray,
+    kind: np.ndarray,
+    top_k: int,
+    rng: np.random.Generator,
+    *,
+    groups: int = 1,
+    top_groups: int = 1,
+) -> np.ndarray:
+    """Draw k distinct experts for each token: the first k to arrive when expert e arrives at rate ``weights[kind, e]``.
+
+    ``weights``: float [kinds, E]; ``kind``: int [tokens], the row of each token. The same distribution as drawing one
+    expert after another in proportion to the weights without putting back (Gumbel top-k), without logarithms. With
+    ``groups`` > 1 only experts of the ``top_groups`` best groups are chosen; a group counts with the sum of the
+    logarithms of its two best scores. Returns int32 [tokens, k], ascending in each row.
+    """
+    experts = weights.shape[1]
+    rates = np.maximum(weights / weights.max(axis=1, keepdims=True), _LEAST).astype(np.float32)
+    chosen = np.empty((len(kind), top_k), dtype=np.int32)
+    for start in range(0, len(kind), _ROWS):
+        rows = kind[start : start + _ROWS]
+        scores = rng.standard_exponential((len(rows), experts), dtype=np.float32)
+        np.maximum(scores, _LEAST, out=scores)
+        np.divide(rates[rows], scores, out=scores)
+        if groups > 1:
+            _limit_groups(scores, groups, top_groups)
+        chosen[start : start + _ROWS] = _largest(scores, top_k)
+    return chosen
+
+
+def _largest(scores: np.ndarray, k: int) -> np.ndarray:
+    """Where the k largest of each row are, ascending, int [rows, k]; of equal scores the first ones."""
+    rows, width = scores.shape
+    bar = np.partition(scores, width - k, axis=1)[:, width - k, None]
+    in_ = scores >= bar
+    for row in np.flatnonzero(in_.sum(axis=1) != k).tolist():  # more than one expert exactly at the bar
+        in_[row] = False
+        in_[row, np.argsort(-scores[row], kind="stable")[:k]] = True
+    return np.asarray(np.flatnonzero(in_).reshape(rows, k) % width)
+
+
+def _limit_groups(scores: np.ndarray, groups: int, top_groups: int) -> None:
+    """Set the scores outside a token's best ``top_groups`` groups to −1. The sum of two logarithms orders groups as the
+    product does."""
+    grouped = scores.reshape(len(scores), groups, -1)
+    best = np.sort(grouped, axis=2)[:, :, -2:].astype(np.float64).prod(axis=2)
+    out = np.argsort(-best, axis=1, kind="stable")[:, top_groups:]
+    np.put_along_axis(grouped, out[:, :, None], -1.0, axis=1)

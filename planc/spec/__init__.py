@@ -3,7 +3,15 @@
 from planc.spec.check import check_spec
 from planc.spec.cluster import LINK_CLASSES, Cluster
 from planc.spec.deployment import ExpertRule, Spec
-from planc.spec.load import load_model, load_spec, parse_spec, preset_names, shipped_folder
+from planc.spec.load import (
+    load_cluster,
+    load_model,
+    load_spec,
+    load_target,
+    parse_spec,
+    preset_names,
+    shipped_folder,
+)
 from planc.spec.model import Model, parameter_counts
 
 __all__ = [
@@ -13,8 +21,10 @@ __all__ = [
     "Model",
     "Spec",
     "check_spec",
+    "load_cluster",
     "load_model",
     "load_spec",
+    "load_target",
     "parameter_counts",
     "parse_spec",
     "preset_names",

@@ -129,6 +129,17 @@ def _options(spec: Spec) -> Iterator[Diagnostic]:
         if sum(asked.stages) != spec.model.layers:
             message = f"the stages hold {sum(asked.stages)} layers together; the model has {spec.model.layers}"
             yield spec.fault("PLN108", message, "parallelism.stages")
+    for path, traffic in [("traffic", spec.traffic), *((f"scenarios.{k}", v) for k, v in spec.scenarios.items())]:
+        if traffic is None:
+            continue
+        beside = sorted(traffic.model_fields_set - {"file"})
+        if traffic.file and beside:
+            message = f"a recorded file and `{beside[0]}` of a generator are two kinds of traffic: give one"
+            yield spec.fault("PLN111", message, f"{path}.{beside[0]}")
+    if spec.scenarios and spec.traffic is None:
+        yield spec.fault(
+            "PLN111", "scenarios stand beside a `traffic`, and there is none", "scenarios", "add `traffic:`"
+        )
     split = [(i, sum(c.latency_split.values())) for i, c in enumerate(spec.claims) if c.latency_split]
     for i, total in split:
         if abs(total - 1) > 0.005:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, WithJsonSchema
@@ -94,7 +95,9 @@ class ExpertRule(Strict):
     on_overflow: Literal["rounds", "error"] = Field(
         default="rounds", description="more experts than slots: run them in turns, or refuse the plan"
     )
-    spares: Literal["idle", "replicate"] = Field(default="idle", description="spare slots: empty, or further copies")
+    spares: Literal["auto", "idle", "replicate"] = Field(
+        default="auto", description="spare slots: empty, or further copies; auto: copies where traffic is known"
+    )
 
 
 def _read_rule(value: object) -> object:
@@ -109,9 +112,36 @@ RuleOrNone = Annotated[ExpertRule | Literal["none"], BeforeValidator(_read_rule)
 
 
 class PlacementSpec(Strict):
-    """How experts are assigned to ranks: a key of `planc.placement.POLICIES`."""
+    """How experts are assigned to ranks. ``policy``: a key of `planc.placement.POLICIES`, or `topology`, which plans for
+    known traffic and the links it takes; `auto` is `topology` where the spec gives traffic, else `linear`."""
 
-    policy: Name = Field(default="linear", description="linear or round_robin")
+    policy: Name = Field(default="auto", description="auto, linear, round_robin or topology")
+    objective: Literal["link", "balance"] = Field(
+        default="link", description="topology: what comes first, the busiest link or the fullest GPU"
+    )
+    transfer: Literal["dedup", "direct"] = Field(
+        default="dedup", description="topology: dispatch sends one copy per node (dedup) or per expert (direct)"
+    )
+    seed: Annotated[int, Field(ge=0, le=2**31)] = Field(default=0, description="topology: seed of the search")
+    current: Annotated[str, Field(max_length=1000)] = Field(
+        default="", description="topology: file of the expert map that runs now; fewest bytes are moved from it"
+    )
+
+
+class TrafficSpec(Strict):
+    """Where tokens go: a recorded file, or a generator. Generated: ``popularity`` of experts (`zipf`: rank^-exponent;
+    `lognormal`: exp(exponent · normal); `power_law`: Pareto draws of index exponent), and ``topics`` groups of tokens that
+    prefer the same experts, with ``strength`` in logits. Group limits are those of the model's gate."""
+
+    file: Annotated[str, Field(max_length=1000)] = Field(
+        default="", description="recorded: npz, npy, json or jsonl with token choices or expert loads"
+    )
+    popularity: Literal["uniform", "zipf", "lognormal", "power_law"] = "uniform"
+    exponent: Annotated[float, Field(ge=0, le=10)] = Field(default=1.0, description="how skewed the popularity is")
+    topics: Annotated[int, Field(ge=0, le=4096)] = Field(default=0, description="0: experts are chosen independently")
+    strength: Annotated[float, Field(ge=0, le=20)] = Field(default=2.0, description="pull of a topic on its experts")
+    tokens: Annotated[int, Field(ge=2, le=1_000_000)] = Field(default=4096, description="tokens to generate")
+    seed: Annotated[int, Field(ge=0, le=2**31)] = 0
 
 
 class Claim(Strict):
@@ -141,10 +171,32 @@ class Spec(Strict):
     parallelism: ParallelismSpec = ParallelismSpec()
     expert_rule: RuleOrNone = ExpertRule()
     placement: PlacementSpec = PlacementSpec()
+    traffic: TrafficSpec | None = None
+    scenarios: Annotated[dict[Name, TrafficSpec], Field(max_length=16, default_factory=dict)]
     claims: Annotated[tuple[Claim, ...], Field(max_length=64, strict=False)] = ()
 
     _places: dict[str, Span] = PrivateAttr(default_factory=dict)
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+    _folder: Path = PrivateAttr(default=Path("."))
+
+    @property
+    def folder(self) -> Path:
+        """Where the files that the spec names are: the folder of the spec's own file."""
+        return self._folder
+
+    @property
+    def replicates(self) -> bool:
+        """Whether spare slots hold further copies."""
+        rule = self.expert_rule
+        if not isinstance(rule, ExpertRule):
+            return False
+        return rule.spares == "replicate" or (rule.spares == "auto" and self.traffic is not None)
+
+    @property
+    def policy(self) -> str:
+        """The placement policy, `auto` resolved."""
+        asked = self.placement.policy
+        return asked if asked != "auto" else "linear" if self.traffic is None else "topology"
 
     @property
     def sources(self) -> dict[str, str]:

@@ -8,16 +8,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from planc.diagnostics import Diagnostic, PlancError, Span
+from planc.spec.cluster import Cluster
 from planc.spec.deployment import Spec
 from planc.spec.model import Model
 from planc.spec.presets import one_group, override, preset_names, read_tree, resolve_part, shipped_folder, split_sources
-from planc.spec.text import Located, parse_yaml
+from planc.spec.text import Located, Path_, parse_yaml
 from planc.spec.tree import graft, subtree, without
 from planc.spec.validate import kind_of, validate
 
 __all__ = [
+    "load_cluster",
     "load_model",
     "load_spec",
+    "load_target",
     "parse_spec",
     "preset_names",
     "shipped_folder",
@@ -51,6 +54,31 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     return typing.cast(Model, validate(Model, located, os.fspath(path)))
 
 
+def load_cluster(path: str | os.PathLike[str]) -> Cluster:
+    """Read one cluster file or cluster preset by name (`h100-sxm-32x8`). Raises PlancError like `load_spec`."""
+    located = resolve_part(Located(os.fspath(path), {}, {}), "clusters", Path("."), ())
+    whole = Located({"cluster": located.value}, _inside(located.places), _inside(located.keys))
+    located, _ = split_sources(subtree(one_group(whole), ("cluster",)))
+    return typing.cast(Cluster, validate(Cluster, located, os.fspath(path)))
+
+
+def _inside(table: dict[Path_, Span]) -> dict[Path_, Span]:
+    return {("cluster", *path): span for path, span in table.items()}
+
+
+def load_target(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Spec | Cluster:
+    """A deployment spec (which has a `model`), or a cluster alone: a file or a name that ships. Raises PlancError like
+    `load_spec`."""
+    name = os.fspath(path)
+    shipped = (shipped_folder("specs") / f"{name}.yaml").is_file() and len(Path(name).parts) == 1
+    if os.path.isfile(name):
+        value = read_tree(name, None).value
+        if not (isinstance(value, dict) and {"model", "workload"} & set(value)):
+            return load_cluster(name if "/" in name or name.endswith((".yaml", ".yml")) else f"./{name}")
+        return load_spec(name, overrides)
+    return load_spec(name, overrides) if shipped or os.path.exists(name) else load_cluster(name)
+
+
 def spec_from_values(values: object, sources: dict[str, str], file: str) -> Spec:
     """A spec from plain values that are already whole, as a plan.json holds them."""
     spec = typing.cast(Spec, validate(Spec, Located(values, {}, {}), file))
@@ -79,6 +107,7 @@ def spec_from_tree(located: Located, folder: Path, file: str) -> Spec:
     spec = typing.cast(Spec, validate(Spec, located, file))
     spec._places.update({".".join(map(str, path)): span for path, span in located.places.items()})
     spec._sources.update(sources)
+    spec._folder = folder
     return spec
 
 

@@ -30,6 +30,14 @@ class LinkLoads:
         link = int(np.argmax(seconds))
         return self.topology.names[link], float(seconds[link]), int(self.tokens[link])
 
+    def reversed(self) -> LinkLoads:
+        """The loads when everything goes the other way, as combine does after dispatch: up and down exchanged."""
+        tokens = self.tokens.copy()
+        for up, down in ((0, 1), (2, 3), (4, 5)):
+            first, second, end = (self.topology.first[LINK_KINDS[i]] if i < 6 else self.topology.links for i in (up, down, down + 1))
+            tokens[first:second], tokens[second:end] = self.tokens[second:end], self.tokens[first:second]
+        return LinkLoads(self.topology, tokens)
+
     def largest_by_kind(self) -> dict[str, int]:
         """Most tokens over one link of each kind."""
         kinds = self.topology.kind_of_link

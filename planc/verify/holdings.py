@@ -32,14 +32,14 @@ def check_rule(draft: Draft) -> Iterator[Diagnostic]:
     """PLN310: no rank holds more experts than the rule allows (in rounds, counts differ by at most one), nor two copies
     of one expert; no expert has a second copy unless spare slots are filled; r and `relaxed` say what is held."""
     layers, experts, ranks = held_experts(draft)
-    par, rule = draft.parallelism, draft.spec.expert_rule
+    par = draft.parallelism
     copies = (layers * 65536 + experts) * par.world_size
     twice = _repeated(copies + ranks)
     for key in twice[:FEW]:
         layer, expert = divmod(key // par.world_size, 65536)
         message = f"GPU {key % par.world_size} holds two copies of expert {expert} of layer {layer}"
         yield fault("PLN310", message, f"L{layer}.expert")
-    if not twice and (not isinstance(rule, ExpertRule) or rule.spares == "idle"):
+    if not twice and not draft.spec.replicates:
         replicas, shards = ranks // par.replica_size, ranks % par.expert_tp
         for key in _repeated(copies + replicas * par.expert_tp + shards)[:FEW]:
             layer, expert = divmod(key // par.world_size, 65536)

@@ -15,6 +15,7 @@ from planc.graph import Expanded, PlanGraph, expand, to_networkx
 from planc.graph.pairwise import pairwise
 from planc.graph.traffic import byte_matrix, volumes
 from planc.placement import MemoryTable, Parallelism, Placement, StepTokens, largest_that_fits, step_tokens
+from planc.planner.certificate import Certificate
 from planc.spec import Spec
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Draft:
     memory: MemoryTable
     blocks: PlanGraph
     notes: tuple[Diagnostic, ...] = ()
+    certificate: Certificate | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +53,8 @@ class VerifiedPlan:
     """A deployment plan that passed every check.
 
     ``blocks`` is the compact graph; `graph` its hub form as a networkx DiGraph, `expanded` the same as arrays.
-    ``notes`` are warnings and notes for the reader; ``checks`` says what was verified.
+    ``notes`` are warnings and notes for the reader; ``checks`` says what was verified; ``certificate`` says how good a
+    placement for known traffic is.
     """
 
     spec: Spec
@@ -62,6 +65,7 @@ class VerifiedPlan:
     blocks: PlanGraph
     notes: tuple[Diagnostic, ...]
     checks: tuple[Check, ...]
+    certificate: Certificate | None = None
 
     @cached_property
     def expanded(self) -> Expanded:

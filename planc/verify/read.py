@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from planc.diagnostics import CODES, Diagnostic, PlancError, Span
 from planc.graph import EdgeBlock, OpBlock, PlanGraph, TensorType
-from planc.placement import ITEMS, POLICIES, LayerPlacement, MemoryTable, Parallelism, Placement, layer_placement
+from planc.placement import ITEMS, POLICY_NAMES, LayerPlacement, MemoryTable, Parallelism, Placement, layer_placement
 from planc.spec import Spec, check_spec
 from planc.spec.load import spec_from_values
 from planc.spec.text import decode, parse_json, parse_yaml, read_bytes
@@ -86,7 +86,7 @@ def _read_draft(text: str, file: str) -> tuple[Draft, dict[str, Any]]:
     if faults_found:
         raise PlancError(faults_found)
     notes = tuple(plan_notes(spec, par, placement))  # derived, and compared with what the file says
-    return Draft(spec, par, data.reasons, placement, memory, graph, notes), record
+    return Draft(spec, par, data.reasons, placement, memory, graph, notes, data.certificate), record
 
 
 def _read_spec(data: PlanFile, file: str) -> Spec:
@@ -94,7 +94,7 @@ def _read_spec(data: PlanFile, file: str) -> Spec:
     try:
         spec = spec_from_values(data.spec, data.sources, file)
         found = check_spec(spec)
-        if spec.placement.policy not in POLICIES:
+        if spec.placement.policy not in POLICY_NAMES:
             found.append(
                 spec.fault("PLN015", f"`{spec.placement.policy}` is not a placement policy", "placement.policy")
             )

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from planc.graph import PlanGraph
 from planc.placement import ITEMS, LayerPlacement, MemoryTable, Placement
+from planc.planner.certificate import Certificate
 from planc.verify.codec import encode_numbers
 from planc.verify.plan import VerifiedPlan
 
@@ -127,6 +128,7 @@ class PlanFile(_Part):
     graph: GraphRecord
     notes: list[NoteRecord]
     checks: list[dict[str, Any]]
+    certificate: Certificate | None = None
 
 
 def plan_record(plan: VerifiedPlan) -> dict[str, Any]:
@@ -139,6 +141,7 @@ def plan_record(plan: VerifiedPlan) -> dict[str, Any]:
             known[id(array)] = encode_numbers(array.tolist())
         return known[id(array)]
 
+    extra = {"certificate": plan.certificate.model_dump()} if plan.certificate is not None else {}
     degrees = {key: getattr(par, key) for key in ParallelismRecord.model_fields if key != "stages"}
     tokens = plan.tokens
     return {
@@ -164,6 +167,7 @@ def plan_record(plan: VerifiedPlan) -> dict[str, Any]:
             for n in plan.notes
         ],
         "checks": [{"name": c.name, "codes": list(c.codes), "count": c.count, "what": c.what} for c in plan.checks],
+        **extra,
     }
 
 

@@ -117,6 +117,7 @@ def verify(draft: Draft) -> VerifiedPlan:
         graph,
         draft.notes,
         checks,
+        draft.certificate,
     )
     plan.__dict__["expanded"] = expanded  # already made: keep it for whoever asks
     return plan

@@ -1,0 +1,152 @@
+"""The policy `topology`: expert placement for known traffic and the links that it takes, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from planc.diagnostics import Diagnostic, PlancError
+from planc.placement.degrees import Placed
+from planc.placement.expert_map import read_map
+from planc.placement.experts import LayerPlacement, Placement, layer_placement
+from planc.placement.memory import memory_table
+from planc.placement.mesh import Parallelism, step_tokens
+from planc.planner import Fabric, Group, Problem, Width, certificate, plan_groups, tables_of
+from planc.planner.tables import EMPTY
+from planc.routing import Expected, Skew, Traffic, generated, load_traffic
+from planc.spec import ExpertRule, Spec
+from planc.spec.deployment import TrafficSpec
+from planc.spec.model import expert_parameters
+from planc.topology import topology
+
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
+
+
+def place_for_traffic(spec: Spec, placed: Placed, *, workers: int = 1, progress: Progress | None = None) -> Placed:
+    """The same degrees with the experts of every layer placed for the spec's traffic (uniform where it gives none).
+
+    Every replica gets the placement that is planned on the links of the first. Raises PlancError for traffic files that
+    cannot be used (PLN021 to PLN023) and a current map that does not fit (PLN024, PLN025).
+    """
+    moe = spec.model.moe
+    if moe is None:
+        return placed
+    par = placed.par
+    main = spec_traffic(spec, par, spec.traffic or TrafficSpec(), "traffic")
+    scenarios = [spec_traffic(spec, par, part, f"scenarios.{key}") for key, part in spec.scenarios.items()]
+    groups = list(groups_of(spec, par, _current_map(spec, par)))
+    planned = plan_groups(groups, main, scenarios, top_k=moe.top_k, workers=workers, progress=progress)
+    sources = par.attention_dp if par.leaders_gate else par.ep
+    record = certificate(
+        planned,
+        main,
+        scenarios,
+        layers=spec.model.moe_layer_ids,
+        tokens=float(step_tokens(spec, par).source * sources),
+        expert_bytes=expert_parameters(spec.model) * spec.model.bytes_of("expert_weights"),
+    )
+    placement = _placement(spec, par, tables_of(planned))
+    return replace(placed, placement=placement, memory=memory_table(spec, par, placement), certificate=record)
+
+
+def spec_traffic(spec: Spec, par: Parallelism, asked: TrafficSpec, path: str) -> Traffic:
+    """The traffic that a spec names or describes, for the model's MoE layers. Raises PlancError at the spec's ``path``."""
+    model, moe = spec.model, spec.model.moe
+    assert moe is not None
+    if not asked.file:
+        skew = Skew(asked.popularity, asked.exponent, asked.topics, asked.strength, moe.groups, moe.top_groups)
+        return generated(
+            skew,
+            tokens=asked.tokens,
+            layers=len(model.moe_layer_ids),
+            experts=moe.experts,
+            top_k=moe.top_k,
+            sources=par.attention_dp if par.leaders_gate else par.ep,
+            seed=asked.seed,
+        )
+    expected = Expected(model.layers, model.moe_layer_ids, moe.experts, moe.top_k, model.name)
+    return _at(spec, f"{path}.file", lambda: load_traffic(spec.folder / asked.file, expect=expected))
+
+
+def _at(spec: Spec, path: str, read: Callable[[], T]) -> T:
+    """What ``read`` returns; its faults say also where in the spec the file is named."""
+    try:
+        return read()
+    except PlancError as error:
+        span = spec.span(path)
+        where = (f"named at {span.file}:{span.line} ({path})",) if span else ()
+        raise PlancError(
+            Diagnostic(d.code, d.message, d.path, d.span, d.hint, (*d.related, *where)) for d in error.diagnostics
+        ) from None
+
+
+def groups_of(spec: Spec, par: Parallelism, current: np.ndarray | None) -> Iterator[Group]:
+    """One group per pipeline stage that has MoE layers, on the first replica's ranks. ``current``: the slot tables that
+    run now, int32 [MoE layers, holders, slots]."""
+    moe = spec.model.moe
+    assert moe is not None
+    links = topology(spec.cluster)
+    together = isinstance(spec.expert_rule, ExpertRule) and spec.expert_rule.scope == "model"
+    width = Width(*(spec.model.hidden * spec.model.bytes_of(role) for role in ("dispatch", "combine")))
+    ids = spec.model.moe_layer_ids
+    for stage, (first, end) in enumerate(par.stages):
+        rows = tuple(row for row, layer in enumerate(ids) if first <= layer < end)
+        if not rows:
+            continue
+        ranks = par.stage_ranks(stage)[0].astype(np.int64)
+        sources = ranks[:: par.tp] if par.leaders_gate else ranks
+        fabric = Fabric(links, sources, ranks.reshape(-1, par.expert_tp))
+        slots, copies = _room(spec, par, moe.experts * (len(rows) if together else 1))
+        asked = spec.placement
+        problem = Problem(
+            fabric, moe.experts, slots, copies, width, asked.transfer, asked.objective, asked.seed, moe.groups
+        )
+        yield Group(problem, rows, together, None if current is None else current[list(rows)])
+
+
+def _room(spec: Spec, par: Parallelism, needed: int) -> tuple[int, int]:
+    """(slots of a holder, copies in all) for so many experts that share slots."""
+    rule = spec.expert_rule
+    slots = rule.slots_per_gpu if isinstance(rule, ExpertRule) else 1
+    slots = max(slots, -(-needed // par.holders))
+    copies = min(slots, needed) * par.holders if spec.replicates else needed
+    return -(-copies // par.holders), copies
+
+
+def _current_map(spec: Spec, par: Parallelism) -> np.ndarray | None:
+    name, model = spec.placement.current, spec.model
+    if not name:
+        return None
+    assert model.moe is not None
+    experts, path = model.moe.experts, Path(spec.folder) / name
+    return _at(
+        spec,
+        "placement.current",
+        lambda: read_map(
+            path, experts=experts, holders=par.holders, moe_layers=model.moe_layer_ids, layers=model.layers
+        ),
+    )
+
+
+def _placement(spec: Spec, par: Parallelism, tables: np.ndarray) -> Placement:
+    """Tables by MoE layer as a placement; layers with equal tables share one object."""
+    shared: dict[bytes, LayerPlacement] = {}
+    layers: dict[int, LayerPlacement] = {}
+    for layer, table in zip(spec.model.moe_layer_ids, tables, strict=True):
+        key = table.tobytes()
+        if key not in shared:
+            holder, slot = np.nonzero(table != EMPTY)
+            shared[key] = layer_placement(table[holder, slot], holder * par.expert_tp)
+        layers[layer] = shared[key]
+    rule = spec.expert_rule
+    if isinstance(rule, ExpertRule) and rule.scope == "model":
+        inside = [np.array([a <= i < b for i in spec.model.moe_layer_ids]) for a, b in par.stages]
+        rounds = max(int((tables[part] != EMPTY).sum(axis=(0, 2)).max(initial=0)) for part in inside)
+    else:
+        rounds = max(part.rounds for part in layers.values())
+    return Placement(par, layers, rounds, isinstance(rule, ExpertRule) and rounds > rule.slots_per_gpu)
