@@ -194,6 +194,19 @@ def verify_folder(folder: str | os.PathLike[str]) -> tuple[VerifiedPlan, list[st
     return plan, compared
 
 
+def measure_again(plan: VerifiedPlan, traffic: str | None = None) -> str:
+    """Measure the link times of a plan made for known traffic again, from the traffic (a recorded file may be given).
+    Returns what was looked at, empty without a certificate. Raises PlancError PLN318 for what is said otherwise."""
+    if plan.certificate is None:
+        return ""
+    from planc.placement.known_traffic import link_faults
+
+    found, looked_at = link_faults(plan.spec, plan.parallelism, plan.placement, plan.certificate, traffic)
+    if found:
+        raise PlancError(found)
+    return looked_at
+
+
 def _difference(path: Path, found: bytes, want: bytes) -> Diagnostic:
     """The first line in which a file differs from what the plan says."""
     pairs = zip_longest(found.split(b"\n"), want.split(b"\n"))

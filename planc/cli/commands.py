@@ -119,11 +119,14 @@ def verify(options: argparse.Namespace) -> int:
     from planc import pipeline
 
     plan, compared = pipeline.verify_folder(options.plan)
+    measured = pipeline.measure_again(plan, options.traffic)
     if options.json:
         print_json({"name": plan.spec.name, "checks": _summary(plan)["checks"], "files": compared})
     for check in plan.checks:
         say(f"ok  {check.name} ({check.count:,} {check.what})")
     say(f"ok  {len(compared)} files say what plan.json says")
+    if measured:
+        say(f"ok  {measured}")
     return 0
 
 

@@ -113,6 +113,8 @@ def _check(part: argparse.ArgumentParser) -> None:
 
 def _verify(part: argparse.ArgumentParser) -> None:
     part.add_argument("plan", help="folder of a plan, or its plan.json")
+    text = "the recording that the plan was made for, to measure its links again"
+    part.add_argument("--traffic", metavar="FILE", help=text)
     part.add_argument("--json", action="store_true", help="print the checks as JSON")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import isclose
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,8 +16,11 @@ from planc.placement.expert_map import read_map
 from planc.placement.experts import LayerPlacement, Placement, layer_placement
 from planc.placement.memory import memory_table
 from planc.placement.mesh import Parallelism, step_tokens
-from planc.planner import Fabric, Group, Problem, Width, certificate, plan_groups, tables_of
-from planc.planner.tables import EMPTY
+from planc.planner import Certificate, Fabric, Group, Problem, Width, certificate, plan_groups, tables_of
+from planc.planner.layer import MODES
+from planc.planner.objectives import layer_links
+from planc.planner.plan import cut_samples, layer_sample
+from planc.planner.tables import EMPTY, table_of
 from planc.routing import Expected, Skew, Traffic, generated, load_traffic
 from planc.spec import ExpertRule, Spec
 from planc.spec.deployment import TrafficSpec
@@ -150,3 +154,66 @@ def _placement(spec: Spec, par: Parallelism, tables: np.ndarray) -> Placement:
     else:
         rounds = max(part.rounds for part in layers.values())
     return Placement(par, layers, rounds, isinstance(rule, ExpertRule) and rounds > rule.slots_per_gpu)
+
+
+def link_faults(
+    spec: Spec, par: Parallelism, placement: Placement, record: Certificate, file: str | None = None
+) -> tuple[list[Diagnostic], str]:
+    """Measure the links of a placement again, from its traffic: (PLN318 for what the certificate says otherwise, what was
+    looked at in words). Traffic that was generated is generated again. A recorded file (``file``, or where the spec names
+    it) must be the one planned for; without it nothing is measured, which the words say."""
+    asked = spec.traffic or TrafficSpec()
+    if file is not None:
+        asked = TrafficSpec(file=str(Path(file).absolute()))
+    try:
+        traffic = spec_traffic(spec, par, asked, "traffic")
+    except PlancError as error:
+        if file is not None:
+            raise
+        hint = "give the file with --traffic" if asked.file else "is this another version of planc?"
+        return [], f"link times not measured again: {error.diagnostics[0].message} ({hint})"
+    if traffic.digest != record.traffic.sha256:
+        message = f"{asked.file} is not the traffic that was planned for: sha256 {traffic.digest[:12]}, not {record.traffic.sha256[:12]}"
+        return [Diagnostic("PLN318", message, "certificate.traffic")], ""
+    found = []
+    for path, said, follows in _measured(spec, par, placement, record, traffic):
+        if not isclose(said, follows, rel_tol=1e-9, abs_tol=1e-15):
+            message = f"the file says {said:.9g}, measured again it is {follows:.9g}"
+            found.append(
+                Diagnostic("PLN318", message, f"certificate.{path}", hint="build the plan again, or undo the edit")
+            )
+    return found, f"link times of {len(record.layers)} layers measured again on {record.traffic.tokens:,} tokens"
+
+
+def _measured(
+    spec: Spec, par: Parallelism, placement: Placement, record: Certificate, traffic: Traffic
+) -> Iterator[tuple[str, float, float]]:
+    """(place in the certificate, what it says, what the tokens give), for every layer and for the sums."""
+    if not record.traffic.tokens:
+        return
+    sums = dict.fromkeys(MODES, 0.0)
+    most = dict.fromkeys(MODES, 0)
+    said = {layer.layer: (number, layer) for number, layer in enumerate(record.layers)}
+    scale = record.tokens / record.traffic.tokens
+    for group in groups_of(spec, par, None):
+        problem = group.problem
+        cut = cut_samples(
+            traffic, spec.model.moe.top_k if spec.model.moe else 1, len(problem.fabric.sources), record.seed
+        )
+        for row in group.rows:
+            layer = spec.model.moe_layer_ids[row]
+            part = placement.layers[layer]
+            table = table_of(part.expert, part.rank // par.expert_tp, par.holders, problem.slots)
+            tokens = layer_sample(cut, row).all
+            for mode in MODES:
+                args = problem.fabric, table, tokens.topk, tokens.source, problem.experts
+                links = layer_links(*args, mode, problem.width)
+                sums[mode] += links.seconds * scale
+                most[mode] = max(most[mode], links.most_tokens)
+                if mode == record.transfer:
+                    number, stated = said[layer]
+                    yield f"layers.{number}.seconds", stated.seconds, links.seconds * scale
+    for mode in MODES:
+        links_said = getattr(record.objectives, mode)
+        yield f"objectives.{mode}.seconds", links_said.seconds, sums[mode]
+        yield f"objectives.{mode}.most_tokens", links_said.most_tokens, most[mode] * scale

@@ -14,7 +14,7 @@ Name = Literal["planc", "identity", "longest_first", "greedy", "hierarchical", "
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TrafficRecord(_Part):

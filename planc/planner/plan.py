@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,13 +74,22 @@ def plan_groups(
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
+def whole_loads(traffic: Traffic) -> np.ndarray:
+    """Load of every expert over all steps as whole numbers, float [layers, E]: tokens as they are, weights as shares of
+    ten million. What is stored with a plan is then what was planned for."""
+    loads = traffic.loads.sum(axis=0)
+    if not (loads == np.rint(loads)).all() or loads.max() >= 2**31:
+        loads = np.rint(loads * (10**7 / loads.sum(axis=1, keepdims=True)))
+    return np.asarray(loads)
+
+
 def _units(
     group: Group, traffic: Traffic, scenarios: Sequence[Traffic], top_k: int, first: int
 ) -> Iterator[tuple[tuple[int, ...], Unit]]:
     problem, rows = group.problem, list(group.rows)
     train, held = traffic.split(TRAIN_SHARE)
     judged = held or train
-    every = traffic.loads.sum(axis=0)[rows]
+    every = whole_loads(traffic)[rows]
     loads = np.stack([train.loads.sum(axis=0)[rows], judged.loads.sum(axis=0)[rows]])
     sources = len(problem.fabric.sources)
     wanted = problem.objective == "link" or traffic.tokens is not None
@@ -90,7 +100,7 @@ def _units(
         counts = apportion(loads[0], problem.copies, len(problem.fabric.holders))
         packed = balanced(loads[0], counts, len(problem.fabric.holders), problem.slots)[0]
     for number, members in enumerate(units, first):
-        samples = tuple(tuple(_of_layer(cut, rows[i]) for cut in cuts) for i in members) if cuts else ()
+        samples = tuple(tuple(layer_sample(cut, rows[i]) for cut in cuts) for i in members) if cuts else ()
         at = list(members)
         current = None if group.current is None else _joined(group.current[at], problem.experts)
         unit = Unit(
@@ -146,7 +156,8 @@ def _arrays(tokens: TokenTraffic, sources: int) -> tuple[np.ndarray, np.ndarray]
     return tokens.topk, tokens.on_sources(sources)
 
 
-def _of_layer(cut: Cut, row: int) -> Sample:
+def layer_sample(cut: Cut, row: int) -> Sample:
+    """One layer's tokens of a cut."""
     train = Tokens(np.ascontiguousarray(cut.train[0][:, row]), cut.train[1])
     held = None if cut.held_out is None else Tokens(np.ascontiguousarray(cut.held_out[0][:, row]), cut.held_out[1])
     return Sample(train, held)
@@ -196,20 +207,33 @@ def _parallel(tasks: list[tuple[Problem, Unit]], workers: int) -> Iterator[tuple
         while waiting or running:
             while waiting and len(running) < 2 * workers:
                 number, (problem, unit) = waiting.pop()
-                running[pool.submit(_work, place[id(problem)], unit)] = number
+                with _ctrl_c_held():  # a process that starts now never sees Ctrl-C: it is the parent's to handle
+                    running[pool.submit(_work, place[id(problem)], unit)] = number
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(done), done.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """SIGINT waits until the end; processes started inside have it blocked for good."""
+    import signal
+
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _problems: list[Problem] = []
 
 
 def _start_worker(problems: list[Problem]) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _problems[:] = problems
 
 

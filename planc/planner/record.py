@@ -24,7 +24,7 @@ from planc.planner.certificate import (
 from planc.planner.layer import LayerResult, Problem, UnitResult
 from planc.planner.links import Transfer
 from planc.planner.objectives import copies_to_move, memory_spread
-from planc.planner.plan import Group, Planned, units_of
+from planc.planner.plan import Group, Planned, units_of, whole_loads
 from planc.planner.tables import EMPTY
 from planc.routing.traffic import Traffic
 from planc.topology import LINK_KINDS
@@ -60,7 +60,7 @@ def certificate(
     results = [result.layers[inside] for _, _, inside, result in rows]
     objectives = _objectives(planned, results, scale, expert_bytes)
     bounds = _bounds(planned, results, scale, expert_bytes)
-    every = traffic.loads.sum(axis=0)
+    every = whole_loads(traffic)
     return Certificate(
         policy="topology",
         objective=problem.objective,
@@ -76,21 +76,22 @@ def certificate(
         objectives=objectives,
         bounds=bounds,
         gaps=Gaps(
-            dedup_seconds=_gap(objectives.dedup.seconds, bounds.dedup_seconds),
-            direct_seconds=_gap(objectives.direct.seconds, bounds.direct_seconds),
-            imbalance=_gap(objectives.imbalance, bounds.imbalance),
-            worst_case_seconds=_gap(objectives.worst_case_seconds, bounds.worst_case_seconds),
+            dedup_seconds=gap_of(objectives.dedup.seconds, bounds.dedup_seconds),
+            direct_seconds=gap_of(objectives.direct.seconds, bounds.direct_seconds),
+            imbalance=gap_of(objectives.imbalance, bounds.imbalance),
+            worst_case_seconds=gap_of(objectives.worst_case_seconds, bounds.worst_case_seconds),
         ),
         held_out=_held_out(planned, seen, scale),
         nodes=encode_numbers(_nodes(planned).tolist()),
         layers=[_layer(r, layers[r[1]], every[r[1]], scale, _nodes(planned)) for r in rows],
         kinds=_kinds(problem, results, scale),
-        spares=_spares(every, len(problem.fabric.holders)),
-        spares_for={f"{target:g}": _spares_for(every, target) for target in TARGETS},
+        spares=spare_points(every, len(problem.fabric.holders)),
+        spares_for=spares_for(every),
     )
 
 
-def _gap(value: float, bound: float) -> float:
+def gap_of(value: float, bound: float) -> float:
+    """Objective ÷ bound − 1; 0 where there is no bound."""
     return value / bound - 1 if bound else 0.0
 
 
@@ -221,7 +222,7 @@ def _layer(
         busiest=found.links[mode].busiest[0] if found.links else "",
         imbalance=found.imbalance,
         imbalance_bound=found.imbalance_bound,
-        loads=encode_numbers(np.rint(loads).astype(np.int64).tolist()),
+        loads=encode_numbers(loads.astype(np.int64).tolist()),
         node_tokens=encode_numbers(np.rint(arriving).astype(np.int64).tolist()),
     )
 
@@ -259,8 +260,8 @@ def _kinds(problem: Problem, results: Sequence[LayerResult], scale: float) -> li
 # --- spares ----------------------------------------------------------------------------------------------------------
 
 
-def _spares(loads: np.ndarray, holders: int) -> list[SparePoint]:
-    """Fullest holder against the number of spares, one expert a holder; mean over layers."""
+def spare_points(loads: np.ndarray, holders: int) -> list[SparePoint]:
+    """Fullest holder against the number of spares, one expert a holder; mean over layers. ``loads``: float [layers, E]."""
     experts = loads.shape[1]
     steps = {0, 1, *(experts * n // 16 for n in (1, 2, 3, 4, 6, 8, 12, 16))}
     if experts <= holders <= 2 * experts:
@@ -272,8 +273,8 @@ def _spares(loads: np.ndarray, holders: int) -> list[SparePoint]:
     ]
 
 
-def _spares_for(loads: np.ndarray, target: float) -> int:
-    """Spares so that no holder carries more than ``target`` times the mean load of an expert in any layer:
+def spares_for(loads: np.ndarray) -> dict[str, int]:
+    """Target -> spares so that no holder carries more than it times the mean load of an expert, in any layer:
     Σ⌈load ÷ (target · mean)⌉ − E, the largest over layers."""
     relative = loads / loads.mean(axis=1, keepdims=True)
-    return int((copies_for(relative, target) - loads.shape[1]).max())
+    return {f"{target:g}": int((copies_for(relative, target) - loads.shape[1]).max()) for target in TARGETS}

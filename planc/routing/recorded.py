@@ -312,8 +312,9 @@ def _of_lists(value: Any, key: str, file: str) -> np.ndarray:
     except (ValueError, OverflowError):
         array = np.array(None)
     if array.dtype.kind not in "iuf":
-        message = f"`{key}` is not an even table of numbers: {_first_uneven(value)}"
-        hint = f"`{key}` is {_SHAPES[key][1]}, lists of equal length that hold nothing but numbers"
+        name = _name(key)
+        message = f"`{name}` is not an even table of numbers: {_first_uneven(value)}"
+        hint = f"`{name}` is {_SHAPES[key][1]}, lists of equal length that hold nothing but numbers"
         raise PlancError([_fault("PLN021", file, message, hint)])
     _check_kind(array.shape, array.dtype, key, file)
     return array
@@ -347,23 +348,24 @@ def _first_uneven(value: Any) -> str:
 def _check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], key: str, file: str) -> None:
     """Refuse arrays of another dtype or number of dimensions than the key has, and empty ones."""
     dimensions, axes = _SHAPES[key]
+    name = _name(key)
     if dtype.hasobject:
-        message = f"`{key}` is a pickled array of Python objects, and planc never opens pickles"
+        message = f"`{name}` is a pickled array of Python objects, and planc never opens pickles"
         raise PlancError([_fault("PLN021", file, message, _NPZ_HINT)])
     if dtype.kind not in "iuf":
-        message = f"`{key}` holds {_plain(str(dtype))[:60]}, not numbers"
-        raise PlancError([_fault("PLN021", file, message, f"save `{key}` as int32 or float32")])
+        message = f"`{name}` holds {_plain(str(dtype))[:60]}, not numbers"
+        raise PlancError([_fault("PLN021", file, message, f"save `{name}` as int32 or float32")])
     if len(shape) not in dimensions:
-        message = f"`{key}` has {_count(len(shape), 'dimension')}, shape {_axes(shape)}, instead of {axes}"
-        raise PlancError([_fault("PLN021", file, message, f"save `{key}` as {axes}")])
+        message = f"`{name}` has {_count(len(shape), 'dimension')}, shape {_axes(shape)}, instead of {axes}"
+        raise PlancError([_fault("PLN021", file, message, f"save `{name}` as {axes}")])
     if min(shape, default=1) < 0:
-        raise PlancError([_damaged(file, f"the header of `{key}`", ValueError("negative size"))])
+        raise PlancError([_damaged(file, f"the header of `{name}`", ValueError("negative size"))])
     if 0 in shape:
-        message = f"`{key}` is empty: its shape is {_axes(shape)}"
+        message = f"`{name}` is empty: its shape is {_axes(shape)}"
         raise PlancError([_fault("PLN022", file, message, f"save {axes} with at least one of each")])
     if key in _WHOLE and dtype.kind == "f":
-        message = f"`{key}` holds {dtype}, but ids are whole numbers"
-        raise PlancError([_fault("PLN021", file, message, f"save `{key}` as int32")])
+        message = f"`{name}` holds {dtype}, but ids are whole numbers"
+        raise PlancError([_fault("PLN021", file, message, f"save `{name}` as int32")])
 
 
 # --- what the arrays mean --------------------------------------------------------------------------------------------
@@ -554,6 +556,11 @@ def _layer(index: int, expect: Expected | None) -> str:
 def _count(number: int, what: str) -> str:
     plural = what[:-1] + "ies" if what.endswith("y") else what + "s"
     return f"{number:,} {what if number == 1 else plural}"
+
+
+def _name(key: str) -> str:
+    """A key of `_SHAPES` as the file has it."""
+    return key.removesuffix(" of a line")
 
 
 def _axes(shape: tuple[int, ...]) -> str:

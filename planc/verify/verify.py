@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from planc.diagnostics import Diagnostic, PlancError
 from planc.graph import Expanded, expand
+from planc.verify.certificate import check_certificate
 from planc.verify.holdings import check_conservation, check_coverage, check_memory, check_placement, check_rule
 from planc.verify.mesh import check_degrees, check_ranks
 from planc.verify.plan import Check, Draft, VerifiedPlan
@@ -64,6 +65,13 @@ RULES = (
         "ranks",
         lambda d, _: check_memory(d),
         ("PLN311", "PLN312"),
+    ),
+    Rule(
+        "certificate, where traffic is known, follows from placement and loads",
+        ("PLN318",),
+        "experts",
+        lambda d, _: check_certificate(d),
+        ("PLN310", "PLN311", "PLN312"),
     ),
 )
 

@@ -344,7 +344,7 @@ def test_one_fault_gives_exactly_its_code(mutation: Mutation) -> None:
 
 
 def test_every_code_of_every_rule_is_tried() -> None:
-    promised = {code for rule in RULES for code in rule.codes}
+    promised = {code for rule in RULES for code in rule.codes} - {"PLN318"}  # tried in test_certificate.py
     tried = {m.code for m in MUTATIONS}
     assert promised <= tried
     assert {f"PLN{n}" for n in (201, *range(301, 316), 317)} <= tried
