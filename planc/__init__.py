@@ -13,31 +13,47 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from planc.diagnostics import Diagnostic, PlancError
     from planc.pipeline import compile
-    from planc.spec import Spec, load_spec, parse_spec
+    from planc.placement.place import ExpertMap, Request, place
+    from planc.routing import Traffic, load_traffic
+    from planc.spec import Cluster, Spec, load_cluster, load_spec, parse_spec
     from planc.verify import VerifiedPlan, load_plan
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Cluster": "planc.spec",
     "Diagnostic": "planc.diagnostics",
+    "ExpertMap": "planc.placement.place",
     "PlancError": "planc.diagnostics",
+    "Request": "planc.placement.place",
     "Spec": "planc.spec",
+    "Traffic": "planc.routing",
     "VerifiedPlan": "planc.verify",
     "compile": "planc.pipeline",
+    "load_cluster": "planc.spec",
     "load_plan": "planc.verify",
     "load_spec": "planc.spec",
+    "load_traffic": "planc.routing",
     "parse_spec": "planc.spec",
+    "place": "planc.placement.place",
 }
 __all__ = [
+    "Cluster",
     "Diagnostic",
+    "ExpertMap",
     "PlancError",
+    "Request",
     "Spec",
+    "Traffic",
     "VerifiedPlan",
     "__version__",
     "compile",
+    "load_cluster",
     "load_plan",
     "load_spec",
+    "load_traffic",
     "parse_spec",
+    "place",
 ]
 
 
