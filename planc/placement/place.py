@@ -12,8 +12,8 @@ from planc.placement.degrees import resolve
 from planc.placement.expert_map import map_json
 from planc.placement.known_traffic import groups_of
 from planc.planner import Certificate, Fabric, Group, Problem, Width, certificate, plan_groups, tables_of
+from planc.planner.fabric import Transfer
 from planc.planner.layer import Objective
-from planc.planner.links import Transfer
 from planc.planner.tables import EMPTY
 from planc.routing import Expected, Traffic
 from planc.spec import Cluster, Spec, check_spec

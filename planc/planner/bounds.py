@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from planc.planner.fabric import Fabric
-from planc.planner.links import Demand, Transfer, tokens_by_port
+from planc.planner.fabric import Fabric, Transfer, Ways
+from planc.planner.links import Demand, tokens_by_port
 
 #: (a, b) of the lines under 1/m through m = j and j + 1, for j = 1, 2, 3
 _LINES = tuple((1 / j + (j - 1) / (j * (j + 1)), 1 / (j * (j + 1))) for j in (1, 2, 3))
@@ -26,29 +26,30 @@ def link_bound(fabric: Fabric, demand: Demand, copies: int, slots: int, transfer
     """(seconds per byte of a token, name of the binding argument): the busiest link of one layer's dispatch is busy at
     least that long × the bytes of a token, wherever the copies are. ``demand`` has one block of weight 1."""
     tokens = tokens_by_port(demand.copies, demand.source[demand.rows], copies, len(fabric.sources))
+    ways = fabric.ways(transfer)
     found = [
-        (_one_copy(fabric, tokens), "the ports of the node that holds the hottest copy"),
-        (_last_hop(fabric, tokens), "NVLink into the GPU that holds the hottest copy"),
+        (_one_copy(fabric, ways, tokens), "the ports of the node that holds the hottest copy"),
+        (_last_hop(fabric, ways, tokens), "NVLink into the GPU that holds the hottest copy"),
     ]
     room = np.bincount(fabric.node) * slots
     shared = _shared(fabric, demand, copies, room, transfer)
     for up in (0, 2):  # NIC, spine
-        crosses = fabric.far[:, :, up] != fabric.nowhere  # [S, nodes]
+        crosses = (ways.far[:, :, up::4] != fabric.nowhere).sum(axis=2)  # transfers that cross, [S, cells]
         if not crosses.any():
             continue
-        least = _least_transfers(fabric, tokens, crosses, shared.sum(axis=0), slots)
+        least = _least_transfers(ways, tokens, crosses, shared.sum(axis=0), slots)
         for column in (up, up + 1):
-            links = np.unique(fabric.far[:, :, column])
+            links = np.unique(ways.far[:, :, column::4])
             capacity = fabric.topology.capacity[links[links != fabric.nowhere]].sum()
             found.append((least / capacity, f"all {_FAR_KINDS[column]} links together"))
-        found += _cuts(fabric, tokens, crosses, shared, up, slots, transfer)
+        found += _cuts(fabric, ways, tokens, crosses, shared, up, slots, transfer)
     return max(found)
 
 
-def _one_copy(fabric: Fabric, tokens: np.ndarray) -> float:
+def _one_copy(fabric: Fabric, ways: Ways, tokens: np.ndarray) -> float:
     """A copy's tokens enter its node by the ports of their rails: the busiest of them, at the best node for it; the
     largest over all copies. ``tokens``: [copies, S]."""
-    enter = fabric.far[:, :, 1]  # [S, nodes]
+    enter = ways.far[:, :, 1]  # [S, cells]
     best = np.full(len(tokens), np.inf)
     for node in range(enter.shape[1]):
         ports, port = np.unique(enter[:, node], return_inverse=True)
@@ -57,9 +58,9 @@ def _one_copy(fabric: Fabric, tokens: np.ndarray) -> float:
     return float(best.max(initial=0.0))
 
 
-def _last_hop(fabric: Fabric, tokens: np.ndarray) -> float:
+def _last_hop(fabric: Fabric, ways: Ways, tokens: np.ndarray) -> float:
     """A copy's tokens come to its GPU over NVLink, but for those that enter there; as in `_one_copy`."""
-    down = fabric.near[:, :, fabric.holders.shape[1]]  # of the holder's first rank; [S, G]
+    down = ways.near[:, :, fabric.holders.shape[1]]  # of the holder's first rank; [S, G]
     return float((tokens @ fabric.seconds_per_byte[down]).min(axis=1).max(initial=0.0))
 
 
@@ -84,11 +85,11 @@ def _shared(fabric: Fabric, demand: Demand, copies: int, room: np.ndarray, trans
     return common
 
 
-def _least_transfers(fabric: Fabric, tokens: np.ndarray, crosses: np.ndarray, shared: np.ndarray, slots: int) -> float:
+def _least_transfers(ways: Ways, tokens: np.ndarray, crosses: np.ndarray, shared: np.ndarray, slots: int) -> float:
     """Least number of transfers that cross, over all placements: an assignment of copies to holders."""
     from scipy.optimize import linear_sum_assignment
 
-    cost = (tokens @ crosses.astype(float))[:, fabric.node]  # [copies, holders]
+    cost = (tokens @ crosses)[:, ways.cell]  # [copies, holders]
     cost = _answers_for(cost, shared[:, None])
     if slots > 1:
         cost = np.repeat(cost, slots, axis=1)
@@ -97,26 +98,37 @@ def _least_transfers(fabric: Fabric, tokens: np.ndarray, crosses: np.ndarray, sh
 
 
 def _cuts(
-    fabric: Fabric, tokens: np.ndarray, crosses: np.ndarray, shared: np.ndarray, up: int, slots: int, transfer: Transfer
+    fabric: Fabric,
+    ways: Ways,
+    tokens: np.ndarray,
+    crosses: np.ndarray,
+    shared: np.ndarray,
+    up: int,
+    slots: int,
+    transfer: Transfer,
 ) -> list[tuple[float, str]]:
     """What must leave over some links even with the best copies on the near side: over every single link in direct mode,
     over all links of a pod together where transfers are shared."""
     if transfer == "direct":
-        cut, where = fabric.far[:, :, up].min(axis=1), f"one {_FAR_KINDS[up]} link"  # `nowhere` is the largest number
+        cut, where = (
+            ways.far[:, :, up::4].min(axis=(1, 2)),
+            f"one {_FAR_KINDS[up]} link",
+        )  # `nowhere` is the largest number
     else:
         cut, where = fabric.source_pod, f"the {_FAR_KINDS[up]} links of one pod"
     found = []
     for number in np.unique(cut).tolist():
         inside = np.flatnonzero(cut == number)
-        links = np.unique(fabric.far[inside, :, up])
+        links = np.unique(ways.far[inside, :, up::4])
         capacity = fabric.topology.capacity[links[links != fabric.nowhere]].sum()
         if not capacity:
             continue
         near = np.logical_not(crosses[inside].all(axis=0))  # nodes that some of these sources reach without the links
-        room = int(near[fabric.node].sum()) * slots
+        room = int(near[ways.cell].sum()) * slots
         common = shared[np.unique(fabric.source_pod[inside])].sum(axis=0)
         worth = _answers_for(tokens[:, inside].sum(axis=1), common)  # of a copy on the far side
-        outside = np.sort(worth)[: max(0, len(worth) - room)].sum()
+        each = crosses[inside][crosses[inside] > 0].min()  # transfers of a token to a copy there, one per rank
+        outside = np.sort(worth)[: max(0, len(worth) - room)].sum() * each
         found.append((float(outside / capacity), where))
     return found
 

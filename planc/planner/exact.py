@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planc.planner.fabric import Fabric
-from planc.planner.links import Demand, Transfer
+from planc.planner.fabric import Fabric, Transfer
+from planc.planner.links import Demand
 
 
 class Exact(NamedTuple):
@@ -34,7 +34,8 @@ def least_busiest(
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import coo_matrix
 
-    holders, nodes = len(fabric.holders), len(fabric.node_numbers)
+    ways = fabric.ways(transfer)
+    holders, nodes = len(fabric.holders), ways.far.shape[1]
     kinds, number = _like_rows(demand)
     xs, ys = copies * holders, len(kinds) * nodes if transfer == "dedup" else 0
     z = xs + ys
@@ -51,7 +52,7 @@ def least_busiest(
         constraint([(c * holders + g, 1.0) for g in range(holders)], 1, 1)
     for g in range(holders):
         constraint([(c * holders + g, 1.0) for c in range(copies)], 0, 1)
-    on_node = [np.flatnonzero(fabric.node == n).tolist() for n in range(nodes)]
+    on_node = [np.flatnonzero(ways.cell == n).tolist() for n in range(nodes)]
     load: dict[int, dict[int, float]] = {}
 
     def add(link: int, column: int, tokens: float) -> None:
@@ -66,15 +67,15 @@ def least_busiest(
                 for c in needed:
                     terms = [(xs + r * nodes + n, 1.0), *((c * holders + g, -1.0) for g in on_node[n])]
                     constraint(terms, 0, np.inf)
-                for link in fabric.far[source, n].tolist():
+                for link in ways.far[source, n].tolist():
                     add(base + link, xs + r * nodes + n, number[r])
         for c in needed:
             for g in range(holders):
-                for link in fabric.near[source, g].tolist():
+                for link in ways.near[source, g].tolist():
                     add(base + link, c * holders + g, number[r])
                 if transfer == "direct":
-                    for link in fabric.far[source, fabric.node[g]].tolist():
-                        add(base + link, c * holders + g, number[r] * fabric.holders.shape[1])
+                    for link in ways.far[source, ways.cell[g]].tolist():
+                        add(base + link, c * holders + g, number[r])
     cost = (fabric.seconds_per_byte[None, :] * demand.weight[:, None]).reshape(-1)
     scale = 1 / cost.max()  # HiGHS wants numbers near one
     for link, row in load.items():

@@ -10,10 +10,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from planc.topology import Topology
+
+Transfer = Literal["dedup", "direct"]
+
+
+class Ways(NamedTuple):
+    """``cell``: what each holder shares its far transfers with, int64 [G]: its node, or itself; ``far``: links from each
+    source to each cell, int64 [S, cells, n]; ``near``: links from there to each holder, int64 [S, G, n]. `Fabric.nowhere`
+    stands where no link is needed."""
+
+    cell: np.ndarray
+    far: np.ndarray
+    near: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,34 +69,40 @@ class Fabric:
         """1 ÷ capacity of each link, and 0 for `nowhere`; float [links + 1]."""
         return np.append(1.0 / self.topology.capacity, 0.0)
 
-    @cached_property
-    def far(self) -> np.ndarray:
-        """Links from each source to each node: NIC up, NIC down, spine up, spine down; int64 [S, nodes, 4]."""
-        t = self.topology
-        first_gpu = np.searchsorted(t.node, self.node_numbers)
-        leave = t.port[self.sources][:, None]
-        enter = t.port_at[self.node_numbers[None, :], t.rail[self.sources][:, None]]
-        away = t.domain[self.sources][:, None] != t.domain[first_gpu][None, :]
-        cross = away & (t.trunk[leave] != t.trunk[enter])
-        links = np.stack(
-            [
-                np.where(away, t.first["nic_up"] + leave, self.nowhere),
-                np.where(away, t.first["nic_down"] + enter, self.nowhere),
-                np.where(cross, t.first["spine_up"] + t.trunk[leave], self.nowhere),
-                np.where(cross, t.first["spine_down"] + t.trunk[enter], self.nowhere),
-            ],
-            axis=2,
+    def ways(self, transfer: Transfer) -> Ways:
+        """The links that transfers take. In direct mode every rank of a holder has a transfer of its own."""
+        first_gpu = np.searchsorted(self.topology.node, self.node_numbers)
+        by_node = self._far(
+            first_gpu, self.topology.port_at[self.node_numbers[None], self.topology.rail[self.sources][:, None]]
         )
-        return links
+        if transfer == "dedup":
+            return Ways(self.node, by_node, self._near(shared=True))
+        if self.topology.cluster.links.nic.routing == "rail":
+            return Ways(self.node, np.tile(by_node, self.holders.shape[1]), self._near(shared=False))
+        parts = [self._far(ranks, self.topology.port[ranks][None]) for ranks in self.holders.T]
+        return Ways(np.arange(len(self.holders)), np.concatenate(parts, axis=2), self._near(shared=False))
 
-    @cached_property
-    def near(self) -> np.ndarray:
+    def _far(self, target: np.ndarray, enter: np.ndarray) -> np.ndarray:
+        """NIC up, NIC down, spine up, spine down from each source to each target rank; int64 [S, targets, 4]."""
+        t = self.topology
+        leave = t.port[self.sources][:, None]
+        away = t.domain[self.sources][:, None] != t.domain[target][None, :]
+        cross = away & (t.trunk[leave] != t.trunk[enter])
+        links = np.broadcast_arrays(
+            np.where(away, t.first["nic_up"] + leave, self.nowhere),
+            np.where(away, t.first["nic_down"] + enter, self.nowhere),
+            np.where(cross, t.first["spine_up"] + t.trunk[leave], self.nowhere),
+            np.where(cross, t.first["spine_down"] + t.trunk[enter], self.nowhere),
+        )
+        return np.stack(links, axis=2)
+
+    def _near(self, *, shared: bool) -> np.ndarray:
         """NVLink from each source, or from the GPU where its data enters the node, to each rank of each holder: up and
-        down for every rank; int64 [S, G, 2 · expert_tp]."""
+        down for every rank; int64 [S, G, 2 · expert_tp]. What is ``shared`` by a node enters on the sender's rail."""
         t, source = self.topology, self.sources[:, None, None]
         target = self.holders[None]
         inside = t.domain[source] == t.domain[target]
-        enter = t.port_at[t.node[target], t.rail[source]]
+        enter = t.port_at[t.node[target], t.rail[source]] if shared else t.entry(source, target)
         moved = np.where(inside, source != target, enter != t.port[target])
         up = np.where(inside, source, t.entry_gpu[enter]) + t.first["nvlink_up"]
         down = np.broadcast_to(target, moved.shape) + t.first["nvlink_down"]

@@ -17,8 +17,8 @@ from planc.planner.balance import lower_bound, repacked
 from planc.planner.baselines import greedy, hierarchical, identity, longest_first_by_node
 from planc.planner.bounds import link_bound
 from planc.planner.certificate import Name
-from planc.planner.fabric import Fabric
-from planc.planner.links import Demand, LinkState, Transfer, improve
+from planc.planner.fabric import Fabric, Transfer
+from planc.planner.links import Demand, LinkState, improve
 from planc.planner.migration import nearest
 from planc.planner.objectives import LayerLinks, Width, imbalance, layer_links
 from planc.planner.tables import EMPTY, copies_of, copy_index, counts_of, table_of, tidy

@@ -14,16 +14,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planc.planner.fabric import Fabric
+from planc.planner.fabric import Fabric, Transfer
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
-
-Transfer = Literal["dedup", "direct"]
 
 _PRICE = 2**20  #: the highest price of a link
 _CREDIBLE = 10.0  #: tokens from a source to a node at which its own count weighs as much as its pod's average
@@ -75,14 +73,15 @@ class LinkState:
         self.rows_of = np.split(self.needs.indices, self.needs.indptr[1:-1])
         self._mark = np.zeros(rows, dtype=np.int8)
         self._smoothing()
-        nodes = len(fabric.node_numbers)
-        self.hits = np.zeros((rows, nodes), dtype=np.int16)
-        np.add.at(self.hits, (demand.rows, fabric.node[self.at[demand.copies]]), 1)
+        self.cell, far, near = fabric.ways(transfer)
+        cells = far.shape[1]
+        self.hits = np.zeros((rows, cells), dtype=np.int16)
+        np.add.at(self.hits, (demand.rows, self.cell[self.at[demand.copies]]), 1)
         offset = np.arange(demand.blocks)[:, None] * self.links
-        #: links from every port, port after port, to each node and to each holder; [nodes or holders, ports · n]
+        #: links from every port, port after port, to each cell and to each holder; [cells or holders, ports · n]
         self.far, self.near = (
             np.stack([(part[:, i].reshape(1, -1) + offset).reshape(-1) for i in range(part.shape[1])])
-            for part in (fabric.far, fabric.near)
+            for part in (far, near)
         )
         self.cost = (fabric.seconds_per_byte[None, :] * demand.weight[:, None]).reshape(-1)
         self.loads = self._count_all()
@@ -116,22 +115,16 @@ class LinkState:
         """Tokens of each copy by port, smoothed; float [copies, ports]."""
         return np.stack([self.counts(rows) for rows in self.rows_of])
 
-    def _far_counts(self, node: int) -> np.ndarray:
-        """Transfers from each port to a node, float [ports]."""
+    def _far_counts(self, cell: int) -> np.ndarray:
+        """Transfers from each port to a cell, float [ports]."""
         if self.transfer == "dedup":
-            return self.counts(np.flatnonzero(self.hits[:, node]))
-        here = np.flatnonzero(self.fabric.node[self.at] == node)
-        return np.asarray(self.tokens[here].sum(axis=0)) * self._width
-
-    @property
-    def _width(self) -> int:
-        """Transfers that one copy needs when nothing is shared: one to each of its ranks."""
-        return int(self.fabric.holders.shape[1]) if self.transfer == "direct" else 1
+            return self.counts(np.flatnonzero(self.hits[:, cell]))
+        return np.asarray(self.tokens[np.flatnonzero(self.cell[self.at] == cell)].sum(axis=0))
 
     def _count_all(self) -> np.ndarray:
         loads = np.zeros(self.demand.blocks * self.links)
-        for node in range(self.hits.shape[1]):
-            loads += self._spread(self.far[node], self._far_counts(node))
+        for cell in range(self.hits.shape[1]):
+            loads += self._spread(self.far[cell], self._far_counts(cell))
         for copy, rows in enumerate(self.rows_of):
             if len(rows):
                 loads += self._spread(self.near[self.at[copy]], self.tokens[copy])
@@ -159,8 +152,7 @@ class LinkState:
 
     def change(self, a: int, b: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         """How the loads change when two copies trade places, and the rows that need one of them alone."""
-        node = self.fabric.node[self.at]
-        na, nb = int(node[a]), int(node[b])
+        na, nb = int(self.cell[self.at[a]]), int(self.cell[self.at[b]])
         links, tokens = [], []
         one, two = alone = self._alone(a, b)
         if na != nb:
@@ -169,10 +161,11 @@ class LinkState:
                 at_a = self.counts(two[hits[two, na] == 0]) - self.counts(one[hits[one, na] == 1])
                 at_b = self.counts(one[hits[one, nb] == 0]) - self.counts(two[hits[two, nb] == 1])
             else:
-                at_a = (self.tokens[b] - self.tokens[a]) * self._width
+                at_a = self.tokens[b] - self.tokens[a]
                 at_b = -at_a
             links += [self.far[na], self.far[nb]]
-            tokens += [np.repeat(at_a, 4), np.repeat(at_b, 4)]
+            width = self.far.shape[1] // self.ports
+            tokens += [np.repeat(at_a, width), np.repeat(at_b, width)]
         moved = np.repeat(self.tokens[b] - self.tokens[a], self.near.shape[1] // self.ports)
         links += [self.near[self.at[a]], self.near[self.at[b]]]
         tokens += [moved, -moved]
@@ -181,7 +174,7 @@ class LinkState:
 
     def swap(self, a: int, b: int, change: np.ndarray, alone: tuple[np.ndarray, np.ndarray]) -> None:
         """Trade the places of two copies, given what `change` said of it."""
-        na, nb = self.fabric.node[self.at[[a, b]]].tolist()
+        na, nb = self.cell[self.at[[a, b]]].tolist()
         one, two = alone
         self.hits[one, na] -= 1
         self.hits[two, na] += 1
@@ -193,25 +186,25 @@ class LinkState:
     def promises(self, prices: np.ndarray) -> np.ndarray:
         """What every swap of two copies saves at these link prices, float [copies, copies], whole numbers; exact but for
         tokens that need both. ``prices``: whole numbers [blocks · (links + 1)]."""
-        far = self._drawn_together(self._prices(prices, self.far))  # [ports, nodes]
-        node = self.fabric.node[self.at]
+        far = self._drawn_together(self._prices(prices, self.far))  # [ports, cells]
+        cell = self.cell[self.at]
         every = np.arange(len(self.at))
         if self.transfer == "dedup":
             by_row = far[self.port]
             adds = self.needs @ np.where(self.hits == 0, by_row, 0.0)
-            saves = (self.needs @ np.where(self.hits == 1, by_row, 0.0))[every, node]
+            saves = (self.needs @ np.where(self.hits == 1, by_row, 0.0))[every, cell]
         else:
-            adds = (self._raw_tokens @ far) * self._width
-            saves = adds[every, node]
-        gain = saves[:, None] - adds[:, node]
-        gain[node[:, None] == node[None, :]] = 0.0
+            adds = self._raw_tokens @ far
+            saves = adds[every, cell]
+        gain = saves[:, None] - adds[:, cell]
+        gain[cell[:, None] == cell[None, :]] = 0.0
         if prices[self._nvlink].any():
             costs = self._raw_tokens @ self._drawn_together(self._prices(prices, self.near))  # [copies, holders]
             gain += costs[every, self.at][:, None] - costs[:, self.at]
         return np.asarray(gain + gain.T)
 
     def _prices(self, prices: np.ndarray, links: np.ndarray) -> np.ndarray:
-        """Price of everything on the way from each port; [ports, nodes or holders]."""
+        """Price of everything on the way from each port; [ports, cells or holders]."""
         return np.asarray(prices[links].reshape(len(links), self.ports, -1).sum(axis=2).T)
 
     @cached_property

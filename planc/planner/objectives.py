@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planc.planner.fabric import Fabric
-from planc.planner.links import Transfer
+from planc.planner.fabric import Fabric, Transfer
 from planc.planner.tables import EMPTY, copies_of, copy_index, counts_of
 from planc.topology import LINK_KINDS, LinkLoads, token_loads
 

@@ -21,8 +21,8 @@ from planc.planner.certificate import (
     SparePoint,
     TrafficRecord,
 )
+from planc.planner.fabric import Transfer
 from planc.planner.layer import LayerResult, Problem, UnitResult
-from planc.planner.links import Transfer
 from planc.planner.objectives import copies_to_move, memory_spread
 from planc.planner.plan import Group, Planned, units_of, whole_loads
 from planc.planner.tables import EMPTY

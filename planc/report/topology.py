@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from planc.spec import Cluster
 from planc.topology import LINK_KINDS, LinkLoads, pair_loads, topology
 from planc.units import format_bytes, format_rate, format_seconds
 from planc.verify import VerifiedPlan
@@ -17,16 +18,32 @@ def topology_text(plan: VerifiedPlan) -> str:
         f"{plan.spec.cluster.name}: {plan.spec.cluster.nodes} nodes, {plan.spec.cluster.gpus} GPUs, {links.links} links",
         "",
     ]
-    lines.append(f"{'links':<14}{'count':>7}{'capacity each':>16}{'together':>14}")
+    lines.append(f"{'links':<14}{'count':>7}{'capacity each':>16}{'together':>14}{'latency':>12}")
     for number, kind in enumerate(LINK_KINDS):
         part = links.capacity[links.kind_of_link == number]
         each = format_rate(part.min()) if part.min() == part.max() else f"{format_rate(part.min())} and up"
-        lines.append(f"{kind:<14}{len(part):>7}{each:>16}{format_rate(part.sum()):>14}")
+        latency = format_seconds(float(links.latency[links.kind_of_link == number].max(initial=0.0)))
+        lines.append(f"{kind:<14}{len(part):>7}{each:>16}{format_rate(part.sum()):>14}{latency:>12}")
+    lines += ["", *_shape_lines(plan.spec.cluster)]
     for kind in ("dispatch", "combine"):
         loads = layer_loads(plan, kind)
         if loads is not None:
             lines += ["", *_load_lines(plan, kind, loads)]
     return "\n".join(lines)
+
+
+def _shape_lines(cluster: Cluster) -> list[str]:
+    """Nodes by group, leaf pods with their oversubscription, and how routes are chosen."""
+    lines = [
+        f"{g.name}: {g.nodes} nodes of {g.gpus_per_node} {g.gpu.name}, NVLink domain of {g.nvlink_domain or g.gpus_per_node}"
+        for g in cluster.groups
+    ]
+    leaf, nic = cluster.links.leaf, cluster.links.nic
+    if leaf is not None:
+        lines.append(f"leaf pods of {leaf.nodes} nodes, {leaf.oversubscription:g}:1 to the spine")
+    rails = f"{nic.rails} rails a node" if nic.rails else "a rail for each GPU of a node"
+    how = {"rail": "routes stay on the sender's rail", "shortest": "routes enter by the target's own port"}[nic.routing]
+    return [*lines, f"{rails}; {how}; parallel spine paths share evenly"]
 
 
 def layer_loads(plan: VerifiedPlan, kind: str) -> LinkLoads | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -51,15 +51,18 @@ class Link(Strict):
 
 
 class Nic(Link):
-    """Node to network, per GPU. With ``rails`` r, GPU i of a node uses rail i mod r; 0: one rail a GPU."""
+    """Node to network, per GPU. With ``rails`` r, GPU i of a node uses rail i mod r; 0: one rail a GPU. ``routing``:
+    `rail` stays on the sender's rail and crosses the target's node over NVLink; `shortest` enters by the target's own
+    port, between rails through the spine."""
 
     rails: Annotated[int, Field(ge=0, le=1024)] = 0
+    routing: Literal["rail", "shortest"] = "rail"
 
 
 class Leaf(Strict):
     """A leaf pod: ``nodes`` nodes share its switches; going up, bandwidth is divided by ``oversubscription``.
 
-    Volumes and link loads count it; its latency is not used yet."""
+    Volumes and link loads count it."""
 
     nodes: Count
     oversubscription: Annotated[float, Field(ge=1, le=1000)] = 1.0

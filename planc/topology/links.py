@@ -4,7 +4,9 @@ A rail r of a node is the NIC that its GPUs with local index ≡ r (mod rails) s
 over NVLink. Beyond it, data leaves by the sender's own rail, crosses that rail's leaf switch, between leaf pods also the
 spine, and arrives on the same rail of the target node, whence NVLink carries it to its GPU: the rail-optimised route
 that DeepEP's and NCCL's all-to-alls take. A target node with fewer rails is entered on rail mod its rails, through the
-spine. Parallel spine paths are equal shares of one capacity (ECMP).
+spine. With `routing: shortest` data enters by the target's own port instead: the fewest links, but through the spine between
+rails (what is deduplicated per node still enters on the sender's rail). Parallel spine paths are equal shares of one
+capacity (ECMP).
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class Topology:
     trunk: np.ndarray  #: spine trunk of each port: a number per (leaf, rail), int64 [ports]
     first: dict[str, int]  #: kind of link -> number of its first link
     capacity: np.ndarray
+    latency: np.ndarray  #: float [links], s that passing the link adds to a route
     names: tuple[str, ...]
 
     @property
@@ -80,7 +83,7 @@ class Topology:
             return []
         if self.domain[source] == self.domain[target]:
             return [self.first["nvlink_up"] + source, self.first["nvlink_down"] + target]
-        entry = int(self.port_at[self.node[target], self.rail[source]])
+        entry = int(self.entry(np.array([source]), np.array([target]))[0])
         leave, enter = int(self.port[source]), entry
         path = [self.first["nic_up"] + leave]
         if self.trunk[leave] != self.trunk[enter]:
@@ -90,6 +93,12 @@ class Topology:
             path += [self.first["nvlink_up"] + int(self.entry_gpu[entry]), self.first["nvlink_down"] + target]
         return path
 
+    def entry(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Port by which data from each source rank enters the node of each target rank; int64, broadcast."""
+        if self.cluster.links.nic.routing == "shortest":
+            return np.broadcast_to(self.port[target], np.broadcast_shapes(source.shape, target.shape))
+        return np.asarray(self.port_at[self.node[target], self.rail[source]])
+
     def graph(self) -> nx.DiGraph[str]:
         """Devices and links as a DiGraph for figures and checks: GPUs, NVLink domains, NIC ports, leaves, spine."""
         import networkx as nx
@@ -98,7 +107,8 @@ class Topology:
 
         def add(source: str, target: str, kind: str, index: int) -> None:
             link = self.first[kind] + index
-            result.add_edge(source, target, link=link, name=self.names[link], bytes_per_s=float(self.capacity[link]))
+            facts = {"bytes_per_s": float(self.capacity[link]), "latency_s": float(self.latency[link])}
+            result.add_edge(source, target, link=link, name=self.names[link], **facts)
 
         for rank in range(len(self.node)):
             add(f"gpu{rank}", f"nvlink{self.domain[rank]}", "nvlink_up", rank)
@@ -157,8 +167,18 @@ def topology(cluster: Cluster) -> Topology:
         trunk,
         {kind: int(start) for kind, start in zip(LINK_KINDS, starts, strict=False)},
         np.concatenate([nvlink, nvlink, nic, nic, spine, spine]),
+        _latencies(cluster, [len(part) for part in (nvlink, nvlink, nic, nic, spine, spine)]),
         tuple(names),
     )
+
+
+def _latencies(cluster: Cluster, sizes: list[int]) -> np.ndarray:
+    """Latency that each link adds: NVLink's where data leaves a GPU, the NIC's where it leaves a node, the leaf's where it
+    enters one, the spine's on the way up; so that the sum over a route is that of the classes it crosses."""
+    links = cluster.links
+    leaf = links.leaf.latency if links.leaf else 0.0
+    spine = links.spine.latency if links.spine else 0.0
+    return np.repeat([links.nvlink.latency, 0.0, links.nic.latency, leaf, spine, 0.0], sizes)
 
 
 def _place(kind: str, i: int, node: np.ndarray, rail: np.ndarray, leaf: np.ndarray, trunk: np.ndarray) -> str:

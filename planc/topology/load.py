@@ -34,7 +34,9 @@ class LinkLoads:
         """The loads when everything goes the other way, as combine does after dispatch: up and down exchanged."""
         tokens = self.tokens.copy()
         for up, down in ((0, 1), (2, 3), (4, 5)):
-            first, second, end = (self.topology.first[LINK_KINDS[i]] if i < 6 else self.topology.links for i in (up, down, down + 1))
+            first, second, end = (
+                self.topology.first[LINK_KINDS[i]] if i < 6 else self.topology.links for i in (up, down, down + 1)
+            )
             tokens[first:second], tokens[second:end] = self.tokens[second:end], self.tokens[first:second]
         return LinkLoads(self.topology, tokens)
 
@@ -54,7 +56,7 @@ def pair_loads(topology: Topology, source: np.ndarray, target: np.ndarray, token
     _count(loads, topology.first["nvlink_down"] + target[near], tokens[near])
     far = topology.domain[source] != topology.domain[target]
     source, target, tokens = source[far], target[far], tokens[far]
-    entry = topology.port_at[topology.node[target], topology.rail[source]]
+    entry = topology.entry(source, target)
     _hand_on(topology, loads, entry, target, tokens)
     _cross(topology, loads, source, target, entry, tokens)
     return LinkLoads(topology, loads)

@@ -72,7 +72,38 @@ def test_routes_are_shortest_paths_of_the_link_graph(make):
                 assert hops >= 4
 
 
-@pytest.mark.parametrize("make", [cluster, uneven])
+def shortest():
+    """`cluster` with routes that enter by the target's own port."""
+    return cluster(nic={"bandwidth": "50 GB/s", "routing": "shortest"})
+
+
+def test_shortest_routes_are_shortest_in_the_graph():
+    """networkx finds no route with fewer devices, between any two GPUs."""
+    found = topology(shortest())
+    graph = found.graph()
+    for source in range(len(found.node)):
+        lengths = nx.single_source_shortest_path_length(graph, f"gpu{source}")
+        for target in range(len(found.node)):
+            route = found.route(source, target)
+            inside = found.domain[source] == found.domain[target]
+            assert len(route) + (0 if inside else 2) == lengths[f"gpu{target}"]
+
+
+def test_latency_of_a_route_is_that_of_the_classes_it_crosses():
+    found = topology(
+        cluster(
+            nvlink={"bandwidth": "400 GB/s", "latency": "1 us"},
+            nic={"bandwidth": "50 GB/s", "latency": "2 us"},
+            leaf={"nodes": 2, "oversubscription": 2, "latency": "4 us"},
+            spine={"latency": "8 us"},
+        )
+    )
+    inside, same_rail, other_pod, other_rail = 1e-6, 2e-6 + 4e-6, 2e-6 + 4e-6 + 8e-6, 2e-6 + 4e-6 + 1e-6
+    for (source, target), seconds in {(0, 1): inside, (0, 4): same_rail, (0, 8): other_pod, (0, 5): other_rail}.items():
+        assert found.latency[found.route(source, target)].sum() == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("make", [cluster, uneven, shortest])
 def test_loads_are_those_of_routes_walked_one_by_one(make):
     found = topology(make())
     gpus = len(found.node)
