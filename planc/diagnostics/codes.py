@@ -21,7 +21,7 @@ CODES: dict[str, Code] = {
     # 0xx: reading
     "PLN001": Code("file cannot be read", "The file does not exist, is a folder, or may not be read by this user."),
     "PLN002": Code("not a text file", "planc reads UTF-8 text. The byte offset of the first bad byte is given."),
-    "PLN003": Code("file is too large", "Specs are at most 4 MB and plans at most 512 MB; larger files are refused."),
+    "PLN003": Code("file is too large", "Specs are at most 4 MB, plans 512 MB, traffic files 2 GB; larger ones are refused."),
     "PLN004": Code("malformed YAML or JSON", "The text breaks the syntax at the place shown."),
     "PLN005": Code("duplicate key", "A mapping has one key twice; YAML would silently keep the last."),
     "PLN006": Code("include cycle", "A model or cluster file names itself as its base, directly or through others."),

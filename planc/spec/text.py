@@ -39,8 +39,9 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_SPEC_BYTES, span: 
     name = os.fspath(path)
     try:
         with Path(path).open("rb") as handle:
-            large = os.fstat(handle.fileno()).st_size > limit
-            data = b"" if large else handle.read(limit + 1)  # a device has no size
+            size = os.fstat(handle.fileno()).st_size
+            large = size > limit
+            data = b"" if large else handle.read(size + 1 if size else limit + 1)  # a device has no size
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise PlancError(

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from planc.diagnostics import Diagnostic, PlancError, render_text
-from planc.routing import Expected, load_traffic, recorded
+from planc.routing import Expected, load_traffic, opened, recorded
 
 RNG = np.random.default_rng(0)
 IDS = np.sort(np.argsort(RNG.random((6, 4, 16)), axis=2)[:, :, :2], axis=2)  # 6 tokens, 4 MoE layers, top-2 of 16
@@ -151,6 +151,7 @@ MATRICES = {
     "bare.npy": (npy(LOADS.astype(np.float16)), LOADS[None], "weight of 1 step"),
     "bare-steps.npy": (npy(STEPS.astype(np.uint64)), STEPS, "weight of 3 steps"),
     "bare.json": (json.dumps(LOADS.tolist()).encode(), LOADS[None], "weight of 1 step"),
+    "bare-with-a-bom": (b"\xef\xbb\xbf" + json.dumps(LOADS.tolist()).encode(), LOADS[None], "weight of 1 step"),
     "bare": (json.dumps(STEPS.tolist()).encode(), STEPS, "weight of 3 steps"),
 }
 
@@ -335,7 +336,7 @@ def test_a_flipped_bit_in_packed_data(tmp_path: Path) -> None:
 def test_arrays_that_unpack_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = npz(topk_ids=np.zeros((1000, 100, 10), dtype=np.int64))
     assert len(data) < 20_000
-    monkeypatch.setattr(recorded, "MAX_ARRAY_BYTES", 7_000_000)
+    monkeypatch.setattr(opened, "MAX_ARRAY_BYTES", 7_000_000)
     (found,) = refused(tmp_path, "a.npz", data)
     assert (found.code, "unpacked" in found.message) == ("PLN021", True)
 
@@ -365,7 +366,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(recorded, "MAX_FILE_BYTES", 100)
     assert [d.code for d in refused(tmp_path, "a.npy", npy(LOADS))] == ["PLN003"]
     monkeypatch.undo()
-    monkeypatch.setattr(recorded, "MAX_JSON_BYTES", 100)
+    monkeypatch.setattr(opened, "MAX_JSON_BYTES", 100)
     assert [d.code for d in refused(tmp_path, "a.json", MATRICES["eplb.json"][0])] == ["PLN003"]
 
 
@@ -407,7 +408,10 @@ ODD_LINES = {  # what stands on line 3 of a trace: (words of the message, words 
     "{}": ("it has no keys", "a list of experts for each layer"),
     '{"topkids": [[1, 2]], "a\\u202e": 1}': ("it has `topkids`, `a?`", "did you mean `topk_ids`?"),
     '{"topk_ids": [[1, 2], [3]], "source_rank": 1}': ("[0] has 2 entries, but [1] 1", "[layers, k]"),
-    '{"topk_ids": [1, 2], "source_rank": 1}': ("1 dimension, shape [2], instead of [layers, k]", "[layers, k]"),
+    '{"topk_ids": [1, 2], "source_rank": 1}': (
+        "`topk_ids` has 1 dimension, shape [2], instead of [layers, k]",
+        "[layers, k]",
+    ),
     '{"topk_ids": "no", "source_rank": 1}': ('it is "no"', "nothing but numbers"),
     '{"topk_ids": [[1.0, 2]], "source_rank": 1}': ("ids are whole numbers", "int32"),
     '{"topk_ids": [[1, 2], [3, 4]], "source_rank": 1}': ("shape [2, 2], but on line 1 [4, 2]", "the same layers"),
@@ -471,11 +475,11 @@ BAD_VALUES = {  # name: (bytes, words of each message in order)
     "ids-negative.npz": (npz(topk_ids=changed(IDS, ((0, 0, 0), -1))), ["token 0, layer 1: expert -1 is not one of 0 to 15"]),
     "ids-wide.npz": (npz(topk_ids=changed(IDS.astype(np.uint64), ((0, 0, 0), 2**64 - 1))), ["expert 18446744073709551615 is not"]),
     "ids-byte.npz": (npz(topk_ids=changed(IDS.astype(np.uint8), ((0, 3, 0), 255))), ["token 0, layer 5: expert 255 is not"]),
-    "ids.jsonl": (jsonl(lines(changed(IDS, ((4, 1, 1), 99)))), ["token 4, layer 2: expert 99 is not one of 0 to 15"]),
+    "ids.jsonl": (b"\n" + jsonl(lines(changed(IDS, ((4, 1, 1), 99)))), ["token 4, layer 2: expert 99 is not one of 0 to 15"]),
     "twice.npz": (npz(topk_ids=changed(IDS, ((1, 2, 1), FIRST))), [f"token 1, layer 3: expert {FIRST} is chosen twice"]),
     "ranks.npz": (npz(topk_ids=IDS, source_rank=RANKS - 1), ["token 0: source rank -1", "token 3: source rank -1"]),
     "ranks-large.npz": (npz(topk_ids=IDS, source_rank=RANKS * 10**6), [f"token {i}: source rank {i % 3}000000 is not" for i in (1, 2, 4, 5)]),
-    "ranks.jsonl": (jsonl(lines(ranks=RANKS - 1)), ["token 0: source rank -1", "token 3: source rank -1"]),
+    "ranks.jsonl": (b"\n" + jsonl(lines(ranks=RANKS - 1)), ["token 0: source rank -1", "token 3: source rank -1"]),
     "ranks-few.npz": (npz(topk_ids=IDS, source_rank=RANKS[:5]), ["`source_rank` has 5 entries for 6 tokens"]),
     "no-tokens.npz": (npz(topk_ids=IDS[:0]), ["`topk_ids` is empty: its shape is [0, 4, 2]"]),
     "no-k.npz": (npz(topk_ids=IDS[:, :, :0]), ["`topk_ids` is empty: its shape is [6, 4, 0]"]),
@@ -502,7 +506,7 @@ def test_bad_values(tmp_path: Path, name: str) -> None:
         assert message in diagnostic.message, diagnostic.message
     if name.endswith(".jsonl") and len(data) > 2:
         tokens = [int(message.split()[1].strip(":,")) for message in messages]
-        assert [d.span and d.span.line for d in found] == [token + 1 for token in tokens]
+        assert [d.span and d.span.line for d in found] == [token + 2 for token in tokens]  # a blank line first
 
 
 def test_values_are_told_together_but_not_all(tmp_path: Path) -> None:

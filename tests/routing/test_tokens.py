@@ -64,6 +64,12 @@ def test_extreme_weights_draw_distinct_experts():
         assert (np.diff(topk, axis=2) > 0).all() and topk.min() >= 0 and topk.max() < 32, skew
 
 
+def test_experts_that_hardly_count_are_drawn_alike():
+    chosen = race(np.array([[1.0, 1e-60, 1e-50, 1e-40]]), np.zeros(300, dtype=int), 2, np.random.default_rng(0))
+    assert (chosen[:, 0] == 0).all()
+    assert (np.bincount(chosen[:, 1], minlength=4)[1:] > 70).all()
+
+
 def test_skew_grows_with_its_exponent():
     assert imbalance(Skew("uniform")) < 1.2
     assert imbalance(Skew("zipf", 0.5)) < imbalance(Skew("zipf", 1.5))

@@ -86,7 +86,7 @@ def test_a_layer_silent_in_one_part_has_its_load_over_all_steps() -> None:
     loads[:2, 1] = 0  # layer 1 gets its first tokens in step 2
     loads[2:, 1] = [1, 3]
     loads[1, 2] = 0  # silent in one step only
-    first, rest = of_loads(loads).split(0.5)
+    first, rest = Traffic("x", "loads", 2, loads, None).split(0.5)
     assert rest is not None
     assert np.array_equal(first.loads.sum(axis=0)[1], [2, 6])
     assert np.array_equal(first.loads[:, 1], [[1, 3], [1, 3]])
