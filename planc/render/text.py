@@ -71,9 +71,13 @@ def fitted(text: str, size: float, width: float, *, bold: bool = False) -> str:
     """``text``, shortened with an ellipsis until it fits ``width`` px."""
     if text_width(text, size, bold=bold) <= width:
         return text
-    while text and text_width(text + "…", size, bold=bold) > width:
-        text = text[:-1]
-    return text + "…"
+    kept, used = 0, text_width("…", size, bold=bold)
+    for character in text:
+        used += text_width(character, size, bold=bold)
+        if used > width:
+            break
+        kept += 1
+    return text[:kept] + "…"
 
 
 def wrapped(text: str, size: float, width: float) -> list[str]:
