@@ -214,6 +214,8 @@ def _measured(
                     number, stated = said[layer]
                     yield f"layers.{number}.seconds", stated.seconds, links.seconds * scale
     for mode in MODES:
-        links_said = getattr(record.objectives, mode)
+        links_said = record.objectives.dedup if mode == "dedup" else record.objectives.direct
+        if links_said is None:
+            continue
         yield f"objectives.{mode}.seconds", links_said.seconds, sums[mode]
         yield f"objectives.{mode}.most_tokens", links_said.most_tokens, most[mode] * scale

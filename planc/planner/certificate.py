@@ -42,41 +42,42 @@ class Objectives(_Part):
     """In the order in which they count. ``imbalance``: fullest over mean holder, mean over layers. ``memory_spread``:
     expert bytes on the fullest node less those on the emptiest; ``bytes_to_move``: against the current plan. The last two
     count copies where the expert's size is not known. ``worst_case_seconds``: of the transfer planned for, over the
-    traffic and all scenarios, each scaled to the same tokens."""
+    traffic and all scenarios, each scaled to the same tokens. Link times are None where only loads are known and balance
+    comes first: no tokens were looked at."""
 
-    dedup: LinkRecord
-    direct: LinkRecord
+    dedup: LinkRecord | None
+    direct: LinkRecord | None
     imbalance: float
     worst_layer_imbalance: float
     memory_spread: int
     bytes_to_move: int | None
-    worst_case_seconds: float
+    worst_case_seconds: float | None
 
 
 class Bounds(_Part):
     """No placement of these copies is below these, on the same tokens. ``why``: the argument that binds most often."""
 
-    dedup_seconds: float
-    direct_seconds: float
+    dedup_seconds: float | None
+    direct_seconds: float | None
     imbalance: float
     memory_spread: int
     bytes_to_move: int | None
-    worst_case_seconds: float
+    worst_case_seconds: float | None
     why: str
 
 
 class Gaps(_Part):
     """Objective ÷ bound − 1."""
 
-    dedup_seconds: float
-    direct_seconds: float
+    dedup_seconds: float | None
+    direct_seconds: float | None
     imbalance: float
-    worst_case_seconds: float
+    worst_case_seconds: float | None
 
 
 class HeldOut(_Part):
     """On tokens that were not optimised on (``tokens`` 0: there were none, all tokens judge). Per placement that was
-    compared: link seconds of the transfer planned for, and mean imbalance; ``chosen``: layers that each one won."""
+    compared: link seconds of the transfer planned for (empty without tokens), and mean imbalance; ``chosen``: layers that each one won."""
 
     tokens: int
     link_seconds: dict[str, float]

@@ -278,7 +278,7 @@ def _result(problem: Problem, unit: Unit, layer: int, table: np.ndarray, plain: 
     row = unit.all_loads.reshape(-1, problem.experts)[layer]
     copies = max(int((part != EMPTY).sum()), problem.experts)
     mean = row.sum() / len(part)
-    fullest = float(lower_bound(row[None], copies, len(part), problem.slots)[0])
+    fullest = float(lower_bound(row[None], copies, len(part), -(-copies // len(part)))[0])
     evenness = imbalance(part, row), fullest / mean
     if not unit.samples:
         return LayerResult(part, {}, None, {}, *evenness, 0.0, 0.0)

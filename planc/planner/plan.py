@@ -173,7 +173,9 @@ def _run(
     results: dict[int, UnitResult] = {}
     interrupted = False
     try:
-        for number, result in _parallel(tasks, workers) if workers > 1 and len(tasks) > 1 else _in_turn(tasks):
+        searched = any(unit.samples for _, unit in tasks)  # else a layer takes less than starting a process does
+        many = workers > 1 and len(tasks) > 1 and searched
+        for number, result in _parallel(tasks, workers) if many else _in_turn(tasks):
             results[number] = result
             if progress is not None:
                 progress(len(results), len(tasks))

@@ -35,8 +35,10 @@ TARGETS = (3.0, 2.0, 1.5, 1.25, 1.1)  #: load of the fullest holder, relative, f
 
 def tables_of(planned: Planned) -> np.ndarray:
     """Slot tables of all layers by row of the traffic, int32 [layers, holders, slots]; groups of other EP groups have
-    holders of their own, so all have one shape."""
-    return np.stack([result.layers[inside].table for _, _, inside, result in units_of(planned)])
+    holders of their own."""
+    tables = [result.layers[inside].table for _, _, inside, result in units_of(planned)]
+    slots = max(table.shape[1] for table in tables)
+    return np.stack([np.pad(t, ((0, 0), (0, slots - t.shape[1])), constant_values=EMPTY) for t in tables])
 
 
 def certificate(
@@ -76,9 +78,9 @@ def certificate(
         objectives=objectives,
         bounds=bounds,
         gaps=Gaps(
-            dedup_seconds=gap_of(objectives.dedup.seconds, bounds.dedup_seconds),
-            direct_seconds=gap_of(objectives.direct.seconds, bounds.direct_seconds),
-            imbalance=gap_of(objectives.imbalance, bounds.imbalance),
+            dedup_seconds=gap_of(seconds_of(objectives.dedup), bounds.dedup_seconds),
+            direct_seconds=gap_of(seconds_of(objectives.direct), bounds.direct_seconds),
+            imbalance=objectives.imbalance / bounds.imbalance - 1,
             worst_case_seconds=gap_of(objectives.worst_case_seconds, bounds.worst_case_seconds),
         ),
         held_out=_held_out(planned, seen, scale),
@@ -90,9 +92,16 @@ def certificate(
     )
 
 
-def gap_of(value: float, bound: float) -> float:
-    """Objective ÷ bound − 1; 0 where there is no bound."""
+def gap_of(value: float | None, bound: float | None) -> float | None:
+    """Objective ÷ bound − 1: None without an objective, 0 where the bound is zero."""
+    if value is None or bound is None:
+        return None
     return value / bound - 1 if bound else 0.0
+
+
+def seconds_of(links: LinkRecord | None) -> float | None:
+    """Summed busiest-link seconds, where tokens were looked at."""
+    return None if links is None else links.seconds
 
 
 def _sample_tokens(traffic: Traffic, rows: Sequence[tuple[Group, int, int, UnitResult]]) -> tuple[int, int]:
@@ -122,7 +131,7 @@ def _objectives(planned: Planned, results: Sequence[LayerResult], scale: float, 
         worst_layer_imbalance=float(max(r.imbalance for r in results)),
         memory_spread=spread * unit,
         bytes_to_move=_moved(planned, unit),
-        worst_case_seconds=sum(r.worst for r in results) * scale,
+        worst_case_seconds=sum(r.worst for r in results) * scale if results[0].links else None,
     )
 
 
@@ -130,13 +139,15 @@ def _tables(planned: Planned, group: Group) -> np.ndarray:
     return np.stack([result.layers[i].table for g, _, i, result in units_of(planned) if g is group])
 
 
-def _links(results: Sequence[LayerResult], mode: Transfer, scale: float) -> LinkRecord:
+def _links(results: Sequence[LayerResult], mode: Transfer, scale: float) -> LinkRecord | None:
     links = [r.links[mode] for r in results if r.links]
+    if not links:
+        return None
     return LinkRecord(
         seconds=sum(part.seconds for part in links) * scale,
-        worst_layer_seconds=max((part.seconds for part in links), default=0.0) * scale,
-        most_tokens=max((part.most_tokens for part in links), default=0) * scale,
-        most_bytes=max((part.most_bytes for part in links), default=0) * scale,
+        worst_layer_seconds=max(part.seconds for part in links) * scale,
+        most_tokens=max(part.most_tokens for part in links) * scale,
+        most_bytes=max(part.most_bytes for part in links) * scale,
     )
 
 
@@ -156,12 +167,12 @@ def _bounds(planned: Planned, results: Sequence[LayerResult], scale: float, expe
     held = sum(int((r.table != EMPTY).sum()) for r in results)
     even = held % len(problem.fabric.node_numbers) == 0
     return Bounds(
-        dedup_seconds=sum(r.bounds["dedup"][0] for r in results if r.bounds) * scale,
-        direct_seconds=sum(r.bounds["direct"][0] for r in results if r.bounds) * scale,
+        dedup_seconds=sum(r.bounds["dedup"][0] for r in results) * scale if results[0].bounds else None,
+        direct_seconds=sum(r.bounds["direct"][0] for r in results) * scale if results[0].bounds else None,
         imbalance=float(np.mean([r.imbalance_bound for r in results])),
         memory_spread=0 if even or len(planned.groups) > 1 else unit,
         bytes_to_move=_must_move(planned, unit),
-        worst_case_seconds=sum(r.worst_bound for r in results) * scale,
+        worst_case_seconds=sum(r.worst_bound for r in results) * scale if results[0].bounds else None,
         why=min(why, key=lambda text: (-why[text], text)) if why else "",
     )
 
@@ -188,10 +199,11 @@ def _held_out(planned: Planned, seen: tuple[int, int], scale: float) -> HeldOut:
     judged = seen[1] or seen[0]
     stretch = scale * sum(seen) / max(1, judged)
     compared = [name for name in names if all(name in result.judged for result in units)]
+    seconds: dict[str, float] = {n: sum(r.judged[n][0] for r in units) * stretch for n in compared}
+    seconds["result"] = sum(r.judged[r.chosen][0] for r in units) * stretch
     return HeldOut(
         tokens=seen[1],
-        link_seconds={n: sum(r.judged[n][0] for r in units) * stretch for n in compared}
-        | {"result": sum(r.judged[r.chosen][0] for r in units) * stretch},
+        link_seconds=seconds if judged else {},
         imbalance={n: float(np.mean([r.judged[n][1] for r in units])) for n in compared}
         | {"result": float(np.mean([r.judged[r.chosen][1] for r in units]))},
         chosen=dict(sorted(Counter(str(r.chosen) for r in units).items())),

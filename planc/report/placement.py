@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from planc.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from planc.planner import Certificate
+    from planc.verify import VerifiedPlan
 
 NAMES = {
     "planc": "planc's search",
@@ -33,11 +36,11 @@ def objective_rows(record: Certificate) -> list[Row]:
     """Every objective with its bound and gap, in the order in which they count."""
     o, b, g = record.objectives, record.bounds, record.gaps
     rows = []
-    if record.layers and record.layers[0].seconds:
-        for mode, links, bound, gap in (
-            ("dedup", o.dedup, b.dedup_seconds, g.dedup_seconds),
-            ("direct", o.direct, b.direct_seconds, g.direct_seconds),
-        ):
+    for mode, links, bound, gap in (
+        ("dedup", o.dedup, b.dedup_seconds, g.dedup_seconds),
+        ("direct", o.direct, b.direct_seconds, g.direct_seconds),
+    ):
+        if links is not None:
             planned = ", planned for" if mode == record.transfer else ""
             rows += [
                 Row(f"busiest links, summed over layers ({mode}{planned})", *_times(links.seconds, bound, gap)),
@@ -56,7 +59,7 @@ def objective_rows(record: Certificate) -> list[Row]:
                 "to move from the current plan", _size(record, o.bytes_to_move), _size(record, b.bytes_to_move or 0), ""
             )
         )
-    if record.scenarios:
+    if record.scenarios and o.worst_case_seconds is not None:
         rows.append(
             Row(
                 f"worst case of {1 + len(record.scenarios)} scenarios",
@@ -66,8 +69,8 @@ def objective_rows(record: Certificate) -> list[Row]:
     return rows
 
 
-def _times(value: float, bound: float, gap: float) -> tuple[str, str, str]:
-    return format_seconds(value), format_seconds(bound), _percent(gap)
+def _times(value: float, bound: float | None, gap: float | None) -> tuple[str, str, str]:
+    return format_seconds(value), "" if bound is None else format_seconds(bound), "" if gap is None else _percent(gap)
 
 
 def _percent(gap: float) -> str:
@@ -93,10 +96,10 @@ def compared_rows(record: Certificate) -> list[Compared]:
     """The result and what it was compared with, on held-out tokens; ``against``: how much less busy the result's links
     are."""
     held = record.held_out
-    result = held.link_seconds["result"]
+    result = held.link_seconds.get("result", 0.0)
     rows = []
-    for name in sorted(held.link_seconds, key=lambda n: (n != "result", n)):
-        seconds = held.link_seconds[name]
+    for name in sorted(held.imbalance, key=lambda n: (n != "result", n)):
+        seconds = held.link_seconds.get(name, 0.0)
         less = f"{100 * (1 - result / seconds):.1f} % less busy" if seconds and name != "result" else ""
         won = str(held.chosen.get(name, 0)) if name != "result" else ""
         shown = format_seconds(seconds) if seconds else "–"
@@ -115,8 +118,10 @@ def placement_tables(record: Certificate, stream: IO[str]) -> None:
     from rich.table import Table
 
     console = Console(file=stream, highlight=False, width=None if stream.isatty() else 120)
-    judged = f"{record.held_out.tokens:,} held-out tokens" if record.held_out.tokens else "all tokens (none held out)"
-    table = Table(title=f"{record.traffic.name}: {record.traffic.tokens:,} tokens", title_justify="left")
+    judged = f"{record.held_out.tokens:,} held-out tokens" if record.held_out.tokens else "what was not held out"
+    judged = judged if record.traffic.tokens else "the loads that judge"
+    seen = f"{record.traffic.tokens:,} tokens a layer" if record.traffic.tokens else "loads only"
+    table = Table(title=f"{record.traffic.name}: {seen}", title_justify="left")
     for heading in ("objective", "value", "bound", "gap"):
         table.add_column(heading, justify="left" if heading == "objective" else "right")
     for row in objective_rows(record):
@@ -134,3 +139,41 @@ def placement_tables(record: Certificate, stream: IO[str]) -> None:
     console.print(f"spare GPUs: load of the fullest in mean loads of an expert (one expert a GPU): {curve}")
     needed = ", ".join(f"{target}: {spares}" for target, spares in record.spares_for.items())
     console.print(f"spare GPUs for a load of: {needed}")
+
+
+def placement_facts(plan: VerifiedPlan) -> dict[str, Any]:
+    """What the plan document says of a placement for known traffic."""
+    record = plan.certificate
+    assert record is not None
+    return {
+        "certificate": record,
+        "objective_rows": objective_rows(record),
+        "compared_rows": compared_rows(record),
+        "spare_rows": spare_rows(record),
+        "redundancy": redundancy_text(plan),
+    }
+
+
+def redundancy_text(plan: VerifiedPlan) -> str:
+    """What a slow or lost GPU means for the experts it holds: how many have another copy, and on another node."""
+    par, cluster = plan.parallelism, plan.spec.cluster
+    total = several = apart = 0
+    for layer, part in plan.placement.layers.items():
+        first = int(par.stage_ranks(par.stage_of_layer(layer))[0, 0])
+        node = cluster.node_of_rank[first + part.rank]
+        copies = part.copies
+        nodes = np.bincount(
+            np.unique(part.expert.astype(np.int64) * cluster.nodes + node) // cluster.nodes, minlength=len(copies)
+        )
+        total += len(copies)
+        several += int((copies > 1).sum())
+        apart += int((nodes > 1).sum())
+    text = f"Stragglers and failures: of {total:,} experts (over all layers of a replica) {several:,} have a second copy, {apart:,} on another node. "
+    if not several:
+        return (
+            text + "A slow GPU slows its experts' layers by as much; spare GPUs with copies would share their tokens."
+        )
+    return text + (
+        "Tokens of an expert with c copies can go to the other c − 1 when one is slow or lost; all other experts of a lost "
+        "GPU must be loaded again."
+    )

@@ -15,7 +15,7 @@ from planc.diagnostics import Diagnostic
 from planc.placement import LayerPlacement
 from planc.planner.balance import lower_bound
 from planc.planner.certificate import Certificate, LayerRecord
-from planc.planner.record import gap_of, spare_points, spares_for
+from planc.planner.record import gap_of, seconds_of, spare_points, spares_for
 from planc.spec.model import expert_parameters
 from planc.units import decode_numbers
 from planc.verify.plan import Draft
@@ -68,8 +68,11 @@ def _numbers(text: str, count: int | None, path: str, found: list[Diagnostic]) -
     return numbers
 
 
-def _differs(path: str, said: float, follows: float) -> Iterator[Diagnostic]:
-    if not isclose(said, follows, rel_tol=1e-9, abs_tol=1e-12):
+def _differs(path: str, said: float | None, follows: float | None) -> Iterator[Diagnostic]:
+    if said is None or follows is None:
+        if said is not follows:
+            yield _fault("link times are given for all objectives or for none", path)
+    elif not isclose(said, follows, rel_tol=1e-9, abs_tol=1e-12):
         yield _fault(f"the file says {said:.9g}, the placement and its loads give {follows:.9g}", path)
 
 
@@ -82,7 +85,8 @@ def _layer_faults(draft: Draft, record: Certificate, loads: np.ndarray, nodes: n
         total = np.bincount(part.rank // par.expert_tp, weights=share, minlength=par.holders)
         yield from _differs(f"{path}.imbalance", layer.imbalance, float(total.max() / total.mean()))
         copies = max(len(part.expert), len(row))
-        bound = float(lower_bound(row[None], copies, par.holders, record.slots)[0] / total.mean())
+        slots = -(-copies // par.holders)
+        bound = float(lower_bound(row[None], copies, par.holders, slots)[0] / total.mean())
         yield from _differs(f"{path}.imbalance_bound", layer.imbalance_bound, bound)
         yield from _node_faults(draft, part, layer, share, nodes, path)
 
@@ -106,31 +110,31 @@ def _node_faults(
 def _sum_faults(draft: Draft, record: Certificate, loads: np.ndarray) -> Iterator[Diagnostic]:
     o, b, held = record.objectives, record.bounds, record.held_out
     layers = record.layers
-    planned, bound = (
-        (o.dedup.seconds, b.dedup_seconds) if record.transfer == "dedup" else (o.direct.seconds, b.direct_seconds)
-    )
+    dedup, direct = seconds_of(o.dedup), seconds_of(o.direct)
+    planned, bound = (dedup, b.dedup_seconds) if record.transfer == "dedup" else (direct, b.direct_seconds)
+    seen = planned is not None  # whether tokens were looked at
     even = [layer.imbalance for layer in layers]
     size = expert_parameters(draft.spec.model) * draft.spec.model.bytes_of("expert_weights")
     for path, said, follows in (
         ("objectives.imbalance", o.imbalance, float(np.mean(even))),
         ("objectives.worst_layer_imbalance", o.worst_layer_imbalance, max(even)),
         ("objectives.memory_spread", o.memory_spread, _memory_spread(draft) * size),
-        (f"objectives.{record.transfer}.seconds", planned, sum(layer.seconds for layer in layers)),
+        (f"objectives.{record.transfer}.seconds", planned, sum(layer.seconds for layer in layers) if seen else None),
         ("bounds.imbalance", b.imbalance, float(np.mean([layer.imbalance_bound for layer in layers]))),
-        (f"bounds.{record.transfer}_seconds", bound, sum(layer.bound_seconds for layer in layers)),
-        ("gaps.dedup_seconds", record.gaps.dedup_seconds, gap_of(o.dedup.seconds, b.dedup_seconds)),
-        ("gaps.direct_seconds", record.gaps.direct_seconds, gap_of(o.direct.seconds, b.direct_seconds)),
+        (f"bounds.{record.transfer}_seconds", bound, sum(layer.bound_seconds for layer in layers) if seen else None),
+        ("gaps.dedup_seconds", record.gaps.dedup_seconds, gap_of(dedup, b.dedup_seconds)),
+        ("gaps.direct_seconds", record.gaps.direct_seconds, gap_of(direct, b.direct_seconds)),
         ("gaps.imbalance", record.gaps.imbalance, gap_of(o.imbalance, b.imbalance)),
         ("gaps.worst_case_seconds", record.gaps.worst_case_seconds, gap_of(o.worst_case_seconds, b.worst_case_seconds)),
     ):
         yield from _differs(path, said, follows)
     for path, value, least in (
-        ("objectives.dedup.seconds", o.dedup.seconds, b.dedup_seconds),
-        ("objectives.direct.seconds", o.direct.seconds, b.direct_seconds),
+        ("objectives.dedup.seconds", dedup, b.dedup_seconds),
+        ("objectives.direct.seconds", direct, b.direct_seconds),
         ("objectives.imbalance", o.imbalance, b.imbalance),
         ("objectives.worst_case_seconds", o.worst_case_seconds, b.worst_case_seconds),
     ):
-        if value < least * (1 - 1e-9):
+        if value is not None and least is not None and value < least * (1 - 1e-9):
             yield _fault(f"{value:.9g} is below its bound {least:.9g}", path)
     first = held.link_seconds if record.objective == "link" else held.imbalance
     if "result" not in first or min(first.values()) < first["result"] * (1 - 1e-8):
