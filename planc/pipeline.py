@@ -52,6 +52,15 @@ def place(spec: Spec) -> Placed:
     return resolve(spec)
 
 
+def file_faults(spec: Spec, placed: Placed) -> list[Diagnostic]:
+    """Faults of the recordings and the expert map that the spec names, which `place` does not read."""
+    if spec.policy != "topology":
+        return []
+    from planc.placement.known_traffic import file_faults as found
+
+    return found(spec, placed.par)
+
+
 # --- outputs --------------------------------------------------------------------------------------------------------
 
 FIGURES = ("comprehensive_moe_dag", "simplified_moe_dag", "detailed_expert_dag", "complete_deployment_dag")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from math import isclose
 from pathlib import Path
 from typing import TypeVar
@@ -56,6 +57,24 @@ def place_for_traffic(spec: Spec, placed: Placed, *, workers: int = 1, progress:
     )
     placement = _placement(spec, par, tables_of(planned))
     return replace(placed, placement=placement, memory=memory_table(spec, par, placement), certificate=record)
+
+
+def file_faults(spec: Spec, par: Parallelism) -> list[Diagnostic]:
+    """Every fault of the files that the spec names: recordings and the current map."""
+    found: list[Diagnostic] = []
+    if spec.model.moe is None:
+        return found
+    asked = [("traffic", spec.traffic), *((f"scenarios.{key}", part) for key, part in spec.scenarios.items())]
+    reads: list[Callable[[], object]] = [lambda: _current_map(spec, par)]
+    for path, part in asked:
+        if part is not None and part.file:
+            reads.append(partial(spec_traffic, spec, par, part, path))
+    for read in reads:
+        try:
+            read()
+        except PlancError as error:
+            found += error.diagnostics
+    return found
 
 
 def spec_traffic(spec: Spec, par: Parallelism, asked: TrafficSpec, path: str) -> Traffic:

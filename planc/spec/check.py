@@ -132,7 +132,8 @@ def _options(spec: Spec) -> Iterator[Diagnostic]:
     for path, traffic in [("traffic", spec.traffic), *((f"scenarios.{k}", v) for k, v in spec.scenarios.items())]:
         if traffic is None:
             continue
-        beside = sorted(traffic.model_fields_set - {"file"})
+        given = {key for key, field in type(traffic).model_fields.items() if getattr(traffic, key) != field.default}
+        beside = sorted(given - {"file"})
         if traffic.file and beside:
             message = f"a recorded file and `{beside[0]}` of a generator are two kinds of traffic: give one"
             yield spec.fault("PLN111", message, f"{path}.{beside[0]}")
