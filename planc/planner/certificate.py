@@ -77,7 +77,8 @@ class Gaps(_Part):
 
 class HeldOut(_Part):
     """On tokens that were not optimised on (``tokens`` 0: there were none, all tokens judge). Per placement that was
-    compared: link seconds of the transfer planned for (empty without tokens), and mean imbalance; ``chosen``: layers that each one won."""
+    compared: the link seconds that these tokens lead to expect, of the transfer planned for (see
+    `planc.planner.layer.expected_seconds`; empty without tokens), and mean imbalance; ``chosen``: layers that each one won."""
 
     tokens: int
     link_seconds: dict[str, float]

@@ -166,7 +166,7 @@ def _best_start(problem: Problem, unit: Unit, tables: list[np.ndarray]) -> np.nd
         for layer, samples in enumerate(unit.samples):
             train = samples[0].train
             some = Tokens(train.topk[:_LOOK], train.source[:_LOOK])
-            total += _links(problem, _part(problem, table, layer), some, problem.transfer).seconds
+            total += expected_seconds(problem, _part(problem, table, layer), some)
         return total
 
     return min(tables, key=seconds)
@@ -237,11 +237,31 @@ def _judge(problem: Problem, unit: Unit, table: np.ndarray) -> tuple[float, floa
     seconds = 0.0
     for layer, samples in enumerate(unit.samples):
         part = _part(problem, table, layer)
-        seconds += max(
-            _links(problem, part, s.judged, problem.transfer).seconds * _scale(samples, s, judged=True) for s in samples
-        )
+        seconds += max(expected_seconds(problem, part, s.judged) * _scale(samples, s, judged=True) for s in samples)
     evenness = [imbalance(_part(problem, table, i), row) for i, row in enumerate(unit.loads[1].reshape(layers, -1))]
     return seconds, float(np.mean(evenness))
+
+
+def expected_seconds(problem: Problem, table: np.ndarray, tokens: Tokens) -> float:
+    """Time of the busiest link in dispatch and combine that these tokens lead to expect.
+
+    The most loaded of hundreds of links in a small sample is mostly noise, and the noise is the sources': so each source's
+    counts are drawn towards its pod's by how little was seen of it, as in the search (`LinkState`).
+    """
+    expert, holder = copies_of(table)
+    demand = demand_of(problem, table, tokens)
+    state = LinkState(problem.fabric, demand, len(expert), holder, problem.transfer, smooth=True)
+    return float(state.utilization().max()) * (problem.width.dispatch + problem.width.combine)
+
+
+def demand_of(problem: Problem, table: np.ndarray, tokens: Tokens) -> Demand:
+    """One layer's tokens as rows of one block, every copy by its number."""
+    counts = counts_of(table, problem.experts)
+    chosen = copy_index(counts, tokens.topk.astype(np.int64), tokens.source, len(problem.fabric.sources))
+    number, k = chosen.shape
+    return Demand(
+        np.repeat(np.arange(number), k), chosen.reshape(-1), tokens.source, np.zeros(number, dtype=np.int64), np.ones(1)
+    )
 
 
 def _scale(samples: tuple[Sample, ...], sample: Sample, *, judged: bool) -> float:
@@ -297,11 +317,7 @@ def _result(problem: Problem, unit: Unit, layer: int, table: np.ndarray, plain: 
 
 def _bound(problem: Problem, part: np.ndarray, tokens: Tokens, transfer: Transfer) -> tuple[float, str]:
     """Seconds of dispatch and combine that no placement of these copies is below."""
-    counts = counts_of(part, problem.experts)
-    chosen = copy_index(counts, tokens.topk.astype(np.int64), tokens.source, len(problem.fabric.sources))
-    number, k = chosen.shape
-    demand = Demand(
-        np.repeat(np.arange(number), k), chosen.reshape(-1), tokens.source, np.zeros(number, dtype=np.int64), np.ones(1)
-    )
-    per_byte, why = link_bound(problem.fabric, demand, int(counts.sum()), problem.slots, transfer)
+    demand = demand_of(problem, part, tokens)
+    copies = int((part != EMPTY).sum())
+    per_byte, why = link_bound(problem.fabric, demand, copies, problem.slots, transfer)
     return per_byte * (problem.width.dispatch + problem.width.combine), why

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 _PRICE = 2**20  #: the highest price of a link
-_CREDIBLE = 10.0  #: tokens from a source to a node at which its own count weighs as much as its pod's average
+_CREDIBLE = 100.0  #: tokens from a source to a node at which its own count weighs as much as its pod's average
 _SWEEPS = 60  #: price rounds at most for each power
 _TRIES = 48  #: swaps measured in a round
 _SHAKES = 12  #: fresh starts of a small problem
@@ -89,17 +89,19 @@ class LinkState:
     # --- counting -----------------------------------------------------------------------------------------------------
 
     def _smoothing(self) -> None:
-        """How far a source's counts are drawn to those of its pod: all the way with nothing seen, hardly with much."""
+        """How far a source's counts are drawn to those of its pod: all the way with nothing seen, hardly with much. Its
+        share of the pod's tokens is drawn to an even one likewise."""
         pods = int(self.fabric.source_pod.max()) + 1
         self.pod = (np.arange(self.demand.blocks)[:, None] * pods + self.fabric.source_pod[None, :]).reshape(-1)
         self.pods = self.demand.blocks * pods
         seen = np.bincount(self.port, minlength=self.ports).astype(float)
         per_pod = np.bincount(self.pod, weights=seen, minlength=self.pods)
-        self.share = seen / np.maximum(per_pod, 1.0)[self.pod]
-        choices = len(self.demand.rows) / max(1, len(self.demand.source))
-        cells = self.ports * len(self.fabric.node_numbers)
-        mean = len(self.demand.source) * min(choices, len(self.fabric.node_numbers)) / cells
-        self.drawn = _CREDIBLE / (_CREDIBLE + mean) if self.smooth else 0.0
+        rows = len(self.demand.source)
+        even = _CREDIBLE / (_CREDIBLE + rows / self.ports)
+        self.share = (1 - even) * seen / np.maximum(per_pod, 1.0)[self.pod] + even / np.bincount(self.pod)[self.pod]
+        nodes = len(self.fabric.node_numbers)
+        cells = min(len(self.demand.rows), rows * nodes) / (self.ports * nodes)  # most tokens of a port to a node, mean
+        self.drawn = _CREDIBLE / (_CREDIBLE + cells) if self.smooth else 0.0
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """Tokens of these rows by port, smoothed; float [ports]."""
@@ -110,28 +112,28 @@ class LinkState:
         pods = np.bincount(self.pod[port], minlength=self.pods)
         return np.asarray((1 - self.drawn) * own + self.drawn * pods[self.pod] * self.share)
 
+    def _smooth(self, own: np.ndarray) -> np.ndarray:
+        """The same for many counts at once, [n, ports]."""
+        order = np.argsort(self.pod, kind="stable")
+        pods = np.add.reduceat(own[:, order], np.searchsorted(self.pod[order], np.arange(self.pods)), axis=1)
+        return np.asarray((1 - self.drawn) * own + self.drawn * pods[:, self.pod] * self.share)
+
     @cached_property
     def tokens(self) -> np.ndarray:
         """Tokens of each copy by port, smoothed; float [copies, ports]."""
-        return np.stack([self.counts(rows) for rows in self.rows_of])
-
-    def _far_counts(self, cell: int) -> np.ndarray:
-        """Transfers from each port to a cell, float [ports]."""
-        if self.transfer == "dedup":
-            return self.counts(np.flatnonzero(self.hits[:, cell]))
-        return np.asarray(self.tokens[np.flatnonzero(self.cell[self.at] == cell)].sum(axis=0))
+        return self._smooth(self._raw_tokens)
 
     def _count_all(self) -> np.ndarray:
-        loads = np.zeros(self.demand.blocks * self.links)
-        for cell in range(self.hits.shape[1]):
-            loads += self._spread(self.far[cell], self._far_counts(cell))
-        for copy, rows in enumerate(self.rows_of):
-            if len(rows):
-                loads += self._spread(self.near[self.at[copy]], self.tokens[copy])
-        return loads
+        rows, cell = np.nonzero(self.hits)
+        weight = np.ones(len(rows)) if self.transfer == "dedup" else self.hits[rows, cell]
+        size = self.hits.shape[1] * self.ports
+        cells = np.bincount(cell * self.ports + self.port[rows], weight, size).reshape(-1, self.ports)
+        return self._spread(self.far, self._smooth(cells)) + self._spread(self.near[self.at], self.tokens)
 
     def _spread(self, links: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        return np.bincount(links, np.repeat(tokens, len(links) // self.ports), self.demand.blocks * self.links)
+        """Loads of ``tokens`` [n, ports], each over its port's ``links`` [n, ports · m]."""
+        weights = np.repeat(tokens.reshape(-1), links.shape[1] // self.ports)
+        return np.asarray(np.bincount(links.reshape(-1), weights, self.demand.blocks * self.links))
 
     # --- seeing and making swaps --------------------------------------------------------------------------------------
 
