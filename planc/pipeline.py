@@ -63,6 +63,7 @@ def file_faults(spec: Spec, placed: Placed) -> list[Diagnostic]:
 
 # --- outputs --------------------------------------------------------------------------------------------------------
 
+TRAFFIC_FIGURES = ("expert_heat_map.svg", "link_loads.svg")  #: of plans made for known traffic
 FIGURES = ("comprehensive_moe_dag", "simplified_moe_dag", "detailed_expert_dag", "complete_deployment_dag")
 
 
@@ -71,12 +72,16 @@ def outputs(plan: VerifiedPlan, figures: Iterable[str] = FIGURES) -> Iterator[tu
 
     The comprehensive figure is left out of plans with more than `planc.render.comprehensive.MAX_OPS` ops.
     """
-    from planc.render import PAGE_FIGURES, comprehensive, dot, memory_svg, svg
+    from planc.render import PAGE_FIGURES, comprehensive, dot, expert_heat_map_svg, link_loads_svg, memory_svg, svg
     from planc.report import document_html, document_markdown
 
     captions: dict[str, str] = {}
     pictures = {"memory.svg": memory_svg(plan)}
-    yield "memory.svg", pictures["memory.svg"]
+    if plan.certificate is not None:
+        pictures["expert_heat_map.svg"] = expert_heat_map_svg(plan)
+        if plan.certificate.kinds:
+            pictures["link_loads.svg"] = link_loads_svg(plan.certificate)
+    yield from pictures.items()
     for name in drawn(plan, figures):
         if name in PAGE_FIGURES:
             view = PAGE_FIGURES[name](plan)
@@ -121,7 +126,8 @@ def write(plan: VerifiedPlan, folder: str | os.PathLike[str], figures: Iterable[
             for name, text in outputs(plan, figures):
                 (Path(staging) / name).write_text(text, encoding="utf-8", newline="\n")
                 names.append(name)
-            stale = [f"{f}.{ext}" for f in FIGURES for ext in ("svg", "dot") if f"{f}.{ext}" not in names]
+            drawn_before = [f"{f}.{ext}" for f in FIGURES for ext in ("svg", "dot")] + list(TRAFFIC_FIGURES)
+            stale = [name for name in drawn_before if name not in names]
             _exchange(Path(staging), target, names, stale)
         _sweep(target)
     except OSError as error:

@@ -10,7 +10,8 @@ import planc
 from planc.report.schema import json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = {"Diagnostic", "PlancError", "Spec", "VerifiedPlan", "compile", "load_plan", "load_spec", "parse_spec"}
+NAMES = {"Cluster", "Diagnostic", "ExpertMap", "PlancError", "Request", "Spec", "Traffic", "VerifiedPlan"}
+NAMES |= {"compile", "load_cluster", "load_plan", "load_spec", "load_traffic", "parse_spec", "place"}
 
 
 def test_public_names():
@@ -29,13 +30,15 @@ def test_importing_planc_is_light():
 
 def test_readme_library_example_runs(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 1
-    code = blocks[0].replace("specs/", f"{ROOT}/specs/")
+    assert len(blocks) == 2
+    code = "\n".join(blocks).replace("specs/", f"{ROOT}/specs/")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["graph"].nodes["L2.expert.r33"]["expert"] == 1
     assert (tmp_path / "out/my-plan/plan.json").exists()
+    assert names["found"].tables.shape == (58, 64, 1)
+    assert len(json.loads((tmp_path / "map.json").read_text())["physical_to_logical_map"]) == 58
 
 
 def test_readme_spec_example_is_valid():

@@ -128,7 +128,8 @@ class LinkState:
         weight = np.ones(len(rows)) if self.transfer == "dedup" else self.hits[rows, cell]
         size = self.hits.shape[1] * self.ports
         cells = np.bincount(cell * self.ports + self.port[rows], weight, size).reshape(-1, self.ports)
-        return self._spread(self.far, self._smooth(cells)) + self._spread(self.near[self.at], self.tokens)
+        far, near = self._spread(self.far, self._smooth(cells)), self._spread(self.near[self.at], self.tokens)
+        return np.asarray(far + near)
 
     def _spread(self, links: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Loads of ``tokens`` [n, ports], each over its port's ``links`` [n, ports · m]."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from planc.graph import OpBlock
 from planc.render.detailed_copies import COLUMNS, Copy, Layer, collect, packed
-from planc.render.folding import fold_layers, fold_replicas
+from planc.render.folding import fold_layers, fold_replicas, placed_alike
 from planc.render.grid import GAP, Facts, centred, collected, fed, straight
 from planc.render.text import fitted, named, numbers_text, tokens_text
 from planc.render.view import (
@@ -65,7 +65,8 @@ def _caption(what: Layer) -> str:
         words.append(f"Each expert is split over {par.expert_tp} GPUs; its first GPU sends the all-reduced sum back.")
     run = next(r for r in fold_layers(plan) if r[0] <= what.layer <= r[1])
     if run[2] > 1:
-        words.append(f"Layers {run[0]}–{run[1]} are identical (proven, ×{run[2]}).")
+        proof = "identical" if placed_alike(plan, run[0], run[1]) else "alike but for which expert is on which GPU"
+        words.append(f"Layers {run[0]}–{run[1]} are {proof} (proven, ×{run[2]}).")
     alike = next(r for r in fold_replicas(plan) if r[0] <= what.replica <= r[1])
     if alike[2] > 1:
         words.append(f"Replicas {alike[0]}–{alike[1]} are identical (proven, ×{alike[2]}).")

@@ -6,6 +6,7 @@ the edges between them; lanes (replicas, nodes, TP groups: aligned runs of ranks
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from planc.verify import VerifiedPlan
 
 
 def fold_layers(plan: VerifiedPlan) -> list[tuple[int, int, int]]:
-    """Runs of identical layers of micro-batch 0 as (first, last, count), in layer order.
+    """Runs of layers of micro-batch 0 that are alike as (first, last, count), in layer order.
 
-    Layers of a run have equal blocks and inner edges, and every hand-over from one to the next is the same. A run
-    ends with its pipeline stage, because the next stage runs on other ranks.
+    Layers of a run have equal blocks and inner edges, and every hand-over from one to the next is the same; only which
+    expert sits on which of the same ranks may differ (`placed_alike` tells). A run ends with its pipeline stage, because
+    the next stage runs on other ranks.
     """
     graph = plan.blocks
     blocks = _blocks_of_layers(graph)
@@ -33,6 +35,15 @@ def fold_layers(plan: VerifiedPlan) -> list[tuple[int, int, int]]:
                 continue
         runs.append([layer])
     return [(run[0], run[-1], len(run)) for run in runs]
+
+
+def placed_alike(plan: VerifiedPlan, first: int, last: int) -> bool:
+    """Whether all layers of a run have every expert on the same rank as the first."""
+    parts = [plan.placement.layers[i] for i in range(first, last + 1) if i in plan.placement.layers]
+    return all(
+        part is parts[0] or (_same_array(part.expert, parts[0].expert) and _same_array(part.rank, parts[0].rank))
+        for part in parts
+    )
 
 
 def _blocks_of_layers(graph: PlanGraph) -> dict[int, list[int]]:
@@ -78,7 +89,18 @@ def _moved(entries: list[_Entry]) -> list[tuple[object, ...]]:
 
 def _same_layer(graph: PlanGraph, a: list[int], b: list[int]) -> bool:
     pairs = [(graph.blocks[i], graph.blocks[j]) for i, j in zip(a, b, strict=False)]
-    return len(a) == len(b) and all(_same_block(x, y) for x, y in pairs)
+    return len(a) == len(b) and all(_same_block(x, y) or _exchanged(x, y) for x, y in pairs)
+
+
+def _exchanged(a: OpBlock, b: OpBlock) -> bool:
+    """Expert ops, or the sums of their shards, that differ only in which expert is on which of the same ranks: with the
+    experts their row counts trade places."""
+    if a.rows is None or b.rows is None or not np.array_equal(np.sort(a.rows), np.sort(b.rows)):
+        return False
+    experts = a.experts if b.experts is None else b.experts
+    if experts is not None and (a.experts is None or not np.array_equal(np.sort(a.experts), np.sort(experts))):
+        return False
+    return a.kind in ("expert", "all_reduce") and _same_block(a, replace(b, rows=a.rows, experts=a.experts))
 
 
 def _same_block(a: OpBlock, b: OpBlock) -> bool:

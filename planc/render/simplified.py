@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planc.graph import EdgeBlock
-from planc.render.folding import fold_layers, fold_replicas, micro_batches_alike
+from planc.render.folding import fold_layers, fold_replicas, micro_batches_alike, placed_alike
 from planc.render.simplified_layer import (
     ATTENTION,
     FRAME_WIDTH,
@@ -60,11 +60,17 @@ def simplified_view(plan: VerifiedPlan) -> View:
 def _caption(plan: VerifiedPlan, runs: list[_Run], rest: list[_Run]) -> str:
     """What the figure folds, and on what proof."""
     words = []
-    folded = [
-        f"{first}–{last} (×{count})" for first, last, count in runs if count > 1 and (first, last, count) not in rest
-    ]
-    if folded:
-        words.append(f"Drawn once because proven identical block by block: layers {', '.join(folded)}.")
+    for same, proof in (
+        (True, "proven identical block by block"),
+        (False, "alike but for which expert is on which GPU"),
+    ):
+        folded = [
+            f"{first}–{last} (×{count})"
+            for first, last, count in runs
+            if count > 1 and (first, last, count) not in rest and placed_alike(plan, first, last) == same
+        ]
+        if folded:
+            words.append(f"Drawn once because {proof}: layers {', '.join(folded)}.")
     for first, last, count in fold_replicas(plan):
         if count > 1:
             words.append(f"Replicas {first}–{last} are proven identical (×{count}); replica {first} is drawn.")
@@ -152,7 +158,8 @@ def _run(sheet: Sheet, run: _Run) -> None:
         what += f" · {part.rounds} turns" if part.rounds > 1 else ""
     title = f"layer{'s' if count > 1 else ''} {first}{f'–{last}' if count > 1 else ''} · {what}"
     title = f"stage {stage} · {title}" if par.pp > 1 else title
-    note = f"×{count}, proven identical; the output of each is the input of the next" if count > 1 else ""
+    proof = "proven identical" if placed_alike(sheet.plan, first, last) else "alike but for which GPU has which expert"
+    note = f"×{count}, {proof}; the output of each is the input of the next" if count > 1 else ""
     draw_layer(sheet, first, title, note)
     for layer_block in [i for i, b in enumerate(sheet.graph.blocks) if b.layer == last and b.micro_batch == 0]:
         block = sheet.graph.blocks[layer_block]  # the last layer of the run hands over from the place of the first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from planc.cost import Floors, step_floors
 from planc.placement import ITEMS, Placement, copy_tokens
 from planc.report.compare import traditional_rows
+from planc.report.placement import placement_facts
 from planc.report.risks import claim_rows, optimality_rows, risk_rows
 from planc.spec import LINK_CLASSES, ExpertRule, parameter_counts
 from planc.verify import LARGE_EP, VerifiedPlan
@@ -44,6 +46,7 @@ def document_facts(plan: VerifiedPlan) -> dict[str, Any]:
         "traditional": traditional_rows(plan),
         "risks": risk_rows(plan, floors),
         "claims": claim_rows(plan, floors),
+        **(placement_facts(plan) if plan.certificate is not None else {"certificate": None}),
     }
 
 
@@ -59,7 +62,8 @@ def rule_text(plan: VerifiedPlan) -> str:
 
 
 def placement_rows(plan: VerifiedPlan) -> list[dict[str, Any]]:
-    """A row per distinct layer placement: layers, experts, ranks of the first replica, copies, tokens per copy."""
+    """A row per kind of layer placement: layers, experts, ranks of the first replica, copies, tokens per copy. Layers that
+    differ only in which expert is on which GPU share a row, which says so."""
     seen: dict[int, list[int]] = {}
     for layer, part in sorted(plan.placement.layers.items()):
         seen.setdefault(id(part), []).append(layer)
@@ -80,9 +84,25 @@ def placement_rows(plan: VerifiedPlan) -> list[dict[str, Any]]:
                 "rounds": part.rounds,
                 "tokens": f"{tokens.min()}–{tokens.max()}" if tokens.min() != tokens.max() else str(tokens.min()),
                 "map": _map_text(plan.placement, layers[0], int(first)),
+                "ids": layers,
             }
         )
-    return rows
+    return list(_merged(rows))
+
+
+def _merged(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows alike but for their map as one."""
+    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        key = tuple(row[k] for k in ("experts", "copies", "ranks", "rank_count", "idle", "rounds", "tokens"))
+        kinds.setdefault(key, []).append(row)
+    for members in kinds.values():
+        first = members[0]
+        if len(members) > 1:
+            layers = sorted(layer for row in members for layer in row["ids"])
+            text = f"{len(members)} maps, all in plan.json; layer {first['ids'][0]}: {first['map']}"
+            first = first | {"layers": encode_numbers(layers), "map": text}
+        yield first
 
 
 def _map_text(placement: Placement, layer: int, first: int) -> str:
