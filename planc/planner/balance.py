@@ -13,6 +13,7 @@ from planc.planner.apportion import smallest_largest_share
 from planc.planner.tables import EMPTY
 
 _NEAR = 2e-4  #: a layer within this share of its bound is done
+_FEW = 16  #: up to so many experts every move of a copy is tried with a packing of its own
 _BATCHED, _SINGLE = 400, 300  #: steps at most; a step relieves the fullest holder once
 
 
@@ -34,6 +35,8 @@ def balanced(loads: np.ndarray, counts: np.ndarray, holders: int, slots: int) ->
             if slots == 2:
                 _pair(table[layer], loads[layer], counts[layer], float(bound[layer]))
             _improve(table[layer], loads[layer], counts[layer], float(bound[layer]))
+            if loads.shape[1] <= _FEW:
+                _recount(table[layer], loads[layer], counts[layer], float(bound[layer]))
     return table, counts
 
 
@@ -269,6 +272,31 @@ def _reapportion(
     counts[taker] += 1
     table[spots[n, 0], spots[n, 1]] = taker
     return True
+
+
+def _recount(table: np.ndarray, loads: np.ndarray, counts: np.ndarray, bound: float) -> None:
+    """Few experts: give every expert a copy of every other one in turn, pack each outcome anew, and keep the best while it
+    is better. Each outcome is a layer to the code above, so all are packed at once."""
+    holders, slots = table.shape
+    while True:
+        fullest = float(np.append(loads / counts, 0.0)[table].sum(axis=1).max())
+        moves = [
+            counts + np.eye(len(counts), dtype=np.int64)[taker] - np.eye(len(counts), dtype=np.int64)[giver]
+            for giver in np.flatnonzero(counts > 1).tolist()
+            for taker in np.flatnonzero(counts < holders).tolist()
+            if giver != taker
+        ]
+        if fullest <= bound * (1 + _NEAR) or not moves:
+            return
+        tried, every = np.array(moves), np.tile(loads, (len(moves), 1))
+        tables = longest_first(every, tried, holders, slots)
+        _swap_all(tables, every, tried)
+        after = holder_loads(tables, every, tried).max(axis=1)
+        best = int(np.argmin(after))
+        if after[best] >= fullest * (1 - 1e-9):
+            return
+        table[:], counts[:] = tables[best], tried[best]
+        _improve(table, loads, counts, bound)
 
 
 def _crowding(relative: np.ndarray) -> np.ndarray:
