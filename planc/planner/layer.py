@@ -197,7 +197,7 @@ def _searched(problem: Problem, unit: Unit, start: np.ndarray) -> np.ndarray:
     return table if problem.slots == 1 else tidy(repacked(table, unit.loads[0], problem.fabric.node))
 
 
-SMALL = 32  #: up to so many slots every swap is measured, and the search starts again from shaken placements
+SMALL = 16  #: up to so many slots every swap is measured, and the search starts again from shaken placements
 
 
 def _demand(problem: Problem, unit: Unit, counts: np.ndarray) -> Demand:
