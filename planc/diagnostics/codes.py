@@ -21,7 +21,9 @@ CODES: dict[str, Code] = {
     # 0xx: reading
     "PLN001": Code("file cannot be read", "The file does not exist, is a folder, or may not be read by this user."),
     "PLN002": Code("not a text file", "planc reads UTF-8 text. The byte offset of the first bad byte is given."),
-    "PLN003": Code("file is too large", "Specs are at most 4 MB, plans 512 MB, traffic files 2 GB; larger ones are refused."),
+    "PLN003": Code(
+        "file is too large", "Specs are at most 4 MB, plans 512 MB, traffic files 2 GB; larger ones are refused."
+    ),
     "PLN004": Code("malformed YAML or JSON", "The text breaks the syntax at the place shown."),
     "PLN005": Code("duplicate key", "A mapping has one key twice; YAML would silently keep the last."),
     "PLN006": Code("include cycle", "A model or cluster file names itself as its base, directly or through others."),
@@ -123,7 +125,8 @@ CODES: dict[str, Code] = {
     "PLN316": Code("file differs from the plan", "A figure or document no longer says what plan.json says."),
     "PLN317": Code("duplicate op or edge", "Op names are unique, a rank runs a block once, and an edge exists once."),
     "PLN318": Code(
-        "certificate is wrong", "What the plan says of its placement does not follow from its placement and its traffic."
+        "certificate is wrong",
+        "What the plan says of its placement does not follow from its placement and its traffic.",
     ),
     # 5xx: output in other formats
     "PLN501": Code("needs the dot program", "PNG and PDF are drawn by Graphviz's `dot`; SVG and DOT never need it."),
