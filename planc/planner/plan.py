@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -209,7 +210,7 @@ def _parallel(tasks: list[tuple[Problem, Unit]], workers: int) -> Iterator[tuple
         while waiting or running:
             while waiting and len(running) < 2 * workers:
                 number, (problem, unit) = waiting.pop()
-                with _ctrl_c_held():  # a process that starts now never sees Ctrl-C: it is the parent's to handle
+                with _for_children():
                     running[pool.submit(_work, place[id(problem)], unit)] = number
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(done), done.result()
@@ -218,18 +219,28 @@ def _parallel(tasks: list[tuple[Problem, Unit]], workers: int) -> Iterator[tuple
 
 
 @contextmanager
-def _ctrl_c_held() -> Iterator[None]:
-    """SIGINT waits until the end; processes started inside have it blocked for good."""
+def _for_children() -> Iterator[None]:
+    """What processes started inside are to have: SIGINT blocked, because Ctrl-C is the parent's to handle, and one thread
+    each for linear algebra, because there is a process for every core."""
     import signal
 
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    kept = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    masked = hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masked else set()
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        if masked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 _problems: list[Problem] = []
