@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2
 
-.PHONY: help demo test check format bench schema figures lock wheel clean
+.PHONY: help demo test check format bench bench-placement schema figures lock wheel clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 .venv/.test: requirements/test.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'planc needs Python 3.11 or newer: make PYTHON=python3.12 …'; exit 1; }
@@ -38,8 +38,12 @@ format: .venv/.dev  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix planc tests benchmarks
 	$(BIN)/ruff format planc tests benchmarks
 
-bench: .venv/.dev  ## measure speed and memory against plain networkx and graphviz
+bench: .venv/.dev  ## measure speed, memory and placement against peers
 	$(BIN)/python benchmarks/build.py
+	$(BIN)/python benchmarks/placement.py
+
+bench-placement: .venv/.dev  ## measure expert placement against the published balancers
+	$(BIN)/python benchmarks/placement.py
 
 schema: .venv/.test  ## rewrite docs/spec.schema.json, which the example specs point editors to
 	$(BIN)/planc schema spec > docs/spec.schema.json

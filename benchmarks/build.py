@@ -5,20 +5,17 @@ memory from rusage). The plain side gets the finished list of ops and edges for 
 checks that it is acyclic and connected, and makes the DOT text. planc reads the spec, plans, verifies, and writes four
 figures in two formats, the document and plan.json.
 
-Run: make bench   (writes docs/benchmarks.md)
+Run: make bench   (writes the first part of docs/benchmarks.md)
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from sections import machine, measure, write_part
+
 RUNS = 3
 SPECS = ("moe-61l-ep64-dp2", "moe-4l-64gpu", "deepseek-v3-ep256", "deepseek-v3-128gpu", "deepseek-v3-10240gpu")
 LIMITS = {  # seconds and MB that the project has set itself
@@ -53,17 +50,6 @@ open(sys.argv[2], "w").write(dot.source)
 """
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """(seconds, peak MB) of one process."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1e3
-
-
 def best(command: list[str]) -> tuple[float, float]:
     """The fastest of `RUNS` runs, and the highest peak."""
     runs = [measure(command) for _ in range(RUNS)]
@@ -77,7 +63,7 @@ def plain_inputs(spec: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Measure everything and write docs/benchmarks.md."""
+    """Measure everything and write the first part of docs/benchmarks.md."""
     python = [sys.executable]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +84,7 @@ def main() -> None:
     started = best([*python, "-m", "planc", "--help"])
     text = f"""# Benchmarks
 
-`make bench` on {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; best time and highest peak of {RUNS}
+`make bench` on {machine()}; best time and highest peak of {RUNS}
 runs, each a process measured from start to exit.
 
 | spec | planc build | peak | files | bound | plain networkx + graphviz, same graph |
@@ -111,7 +97,7 @@ and plan.json.
 
 `planc --help`: {started[0] * 1000:.0f} ms, {started[1]:.0f} MB.
 """
-    (ROOT / "docs" / "benchmarks.md").write_text(text, encoding="utf-8")
+    write_part(text)
 
 
 if __name__ == "__main__":

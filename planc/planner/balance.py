@@ -13,7 +13,9 @@ from planc.planner.apportion import smallest_largest_share
 from planc.planner.tables import EMPTY
 
 _NEAR = 2e-4  #: a layer within this share of its bound is done
-_FEW = 16  #: up to so many experts every move of a copy is tried with a packing of its own
+_FAR = 5e-3  #: a layer further from its bound than this share has moves of copies tried with a packing of their own
+_FEW = 16  #: as has every layer of so few experts
+_TAKERS, _GIVERS = 3, 16  #: experts that get and that lose a copy in such moves, where there are more
 _BATCHED, _SINGLE = 400, 300  #: steps at most; a step relieves the fullest holder once
 
 
@@ -35,8 +37,7 @@ def balanced(loads: np.ndarray, counts: np.ndarray, holders: int, slots: int) ->
             if slots == 2:
                 _pair(table[layer], loads[layer], counts[layer], float(bound[layer]))
             _improve(table[layer], loads[layer], counts[layer], float(bound[layer]))
-            if loads.shape[1] <= _FEW:
-                _recount(table[layer], loads[layer], counts[layer], float(bound[layer]))
+            _recount(table[layer], loads[layer], counts[layer], float(bound[layer]))
     return table, counts
 
 
@@ -101,6 +102,7 @@ def longest_first(loads: np.ndarray, counts: np.ndarray, holders: int, slots: in
     table = np.full((layers, holders, slots), EMPTY, dtype=np.int32)
     total, used = np.zeros((layers, holders)), np.zeros((layers, holders), dtype=np.int64)
     full = counts.sum(axis=1) - holders * (slots - 1)  # holders that may still fill their last slot, [layers]
+    lost: set[int] = set()  # layers in which an expert found no holder without it
     last = np.full((layers, holders), EMPTY)  # copies of one expert come one after another: the last tells
     for i in range(copies):
         here = np.flatnonzero(which[:, i] < experts)
@@ -115,11 +117,16 @@ def longest_first(loads: np.ndarray, counts: np.ndarray, holders: int, slots: in
             target[n] = _make_room(
                 table[rows[n]], used[rows[n]], total[rows[n]], share[rows[n]], int(expert[n]), open_.tolist()
             )
+            if target[n] < 0:
+                lost.add(int(rows[n]))
+                target[n] = int(np.argmin(used[rows[n]]))
         table[rows, target, used[rows, target]] = expert
         used[rows, target] += 1
         full[rows] -= used[rows, target] == slots
         total[rows, target] += share[rows, expert]
         last[rows, target] = expert
+    for layer in lost:
+        table[layer] = _most_copies_first(counts[layer], holders, slots)
     return table
 
 
@@ -127,7 +134,7 @@ def _make_room(
     table: np.ndarray, used: np.ndarray, total: np.ndarray, share: np.ndarray, expert: int, open_: list[int]
 ) -> int:
     """Every holder with a free slot (``open_``) has the expert: move a copy from a holder without it to one of them.
-    Returns the holder that now has room."""
+    Returns the holder that now has room, or -1 where no such move is left."""
     for free in open_:
         held = set(table[free, : used[free]].tolist())
         for other in np.argsort(total, kind="stable").tolist():
@@ -144,7 +151,19 @@ def _make_room(
                     used[other] -= 1
                     total[other] -= share[e]
                     return int(other)
-    raise AssertionError("an expert has at most as many copies as there are holders")
+    return -1
+
+
+def _most_copies_first(counts: np.ndarray, holders: int, slots: int) -> np.ndarray:
+    """Copies of one layer by the rules alone, whatever their load: the expert with the most copies first, onto the holders
+    with the most room. That always works out (Gale-Ryser). int32 [holders, slots]."""
+    table = np.full((holders, slots), EMPTY, dtype=np.int32)
+    used = np.zeros(holders, dtype=np.int64)
+    for e in np.argsort(-counts, kind="stable").tolist():
+        chosen = np.argsort(used, kind="stable")[: counts[e]]
+        table[chosen, used[chosen]] = e
+        used[chosen] += 1
+    return table
 
 
 # --- swaps, all layers at once ---------------------------------------------------------------------------------------
@@ -275,28 +294,49 @@ def _reapportion(
 
 
 def _recount(table: np.ndarray, loads: np.ndarray, counts: np.ndarray, bound: float) -> None:
-    """Few experts: give every expert a copy of every other one in turn, pack each outcome anew, and keep the best while it
-    is better. Each outcome is a layer to the code above, so all are packed at once."""
+    """Move copies from expert to expert, pack each outcome anew, and keep the best while it is better: for layers that stay
+    far from their bound, as where one expert fills many holders. Each outcome is a layer to the code above, so all are
+    packed at once. With few experts every move is tried."""
     holders, slots = table.shape
+    few = len(counts) <= _FEW
+    copies, near = int(counts.sum()), bound * (1 + (_NEAR if few else _FAR))
+    if (slots < 3 and not few) or copies == len(counts):
+        return
     while True:
-        fullest = float(np.append(loads / counts, 0.0)[table].sum(axis=1).max())
-        moves = [
-            counts + np.eye(len(counts), dtype=np.int64)[taker] - np.eye(len(counts), dtype=np.int64)[giver]
-            for giver in np.flatnonzero(counts > 1).tolist()
-            for taker in np.flatnonzero(counts < holders).tolist()
-            if giver != taker
-        ]
-        if fullest <= bound * (1 + _NEAR) or not moves:
+        share = np.append(loads / counts, 0.0)
+        total = share[table].sum(axis=1)
+        fullest = float(total.max())
+        moves = _moves(loads, counts, holders, None if few else table[int(np.argmax(total))])
+        if fullest <= near or not moves:
             return
         tried, every = np.array(moves), np.tile(loads, (len(moves), 1))
         tables = longest_first(every, tried, holders, slots)
         _swap_all(tables, every, tried)
         after = holder_loads(tables, every, tried).max(axis=1)
         best = int(np.argmin(after))
-        if after[best] >= fullest * (1 - 1e-9):
+        if after[best] >= fullest * (1 - 1e-4):
             return
         table[:], counts[:] = tables[best], tried[best]
         _improve(table, loads, counts, bound)
+
+
+def _moves(loads: np.ndarray, counts: np.ndarray, holders: int, hot: np.ndarray | None) -> list[np.ndarray]:
+    """Count vectors with one copy moved; with ``hot``, the experts of the fullest holder, only to the heaviest of them, from
+    the experts that miss it least."""
+    takers, givers = np.flatnonzero(counts < holders), np.flatnonzero(counts > 1)
+    if hot is not None:
+        on_it = np.array([e for e in hot.tolist() if e != EMPTY and counts[e] < holders], dtype=np.int64)
+        takers = on_it[np.argsort(-(loads / counts)[on_it], kind="stable")[:_TAKERS]]
+        givers = givers[np.argsort((loads[givers] / (counts[givers] - 1)), kind="stable")[:_GIVERS]]
+    found = []
+    for taker in takers.tolist():
+        for giver in givers.tolist():
+            if giver != taker:
+                moved = counts.copy()
+                moved[taker] += 1
+                moved[giver] -= 1
+                found.append(moved)
+    return found
 
 
 def _crowding(relative: np.ndarray) -> np.ndarray:

@@ -72,8 +72,9 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """``loads``: float [2, layers · E], of training and of judging, and ``all_loads`` of both; ``samples``: layer -> the traffic, then scenarios (none
-    where only loads matter). ``current`` and ``packed``: tables to start from, where there are any."""
+    """``loads``: float [2, layers · E], of training and of judging, and ``all_loads`` of both; ``samples``: layer -> the
+    traffic, then scenarios (none where only loads matter). ``current``: the table that runs now; ``packed``: the even
+    packing, and ``greedy``: the published one, for all loads; where there are any."""
 
     number: int
     loads: np.ndarray
@@ -81,6 +82,7 @@ class Unit:
     samples: tuple[tuple[Sample, ...], ...]
     current: np.ndarray | None
     packed: np.ndarray | None
+    greedy: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,29 +135,37 @@ def _part(problem: Problem, table: np.ndarray, layer: int) -> np.ndarray:
 
 
 def _candidates(problem: Problem, unit: Unit, search: bool) -> Iterator[tuple[Name, np.ndarray]]:
-    starts = dict(_quick(problem, unit))
-    yield from starts.items()
+    """Every placement to be judged. What a user would run otherwise is fitted to all tokens, which can only favour it;
+    the search never sees the tokens that judge."""
+    if unit.current is not None and _usable(problem, unit.current, len(unit.all_loads)):
+        yield "current", tidy(unit.current)
+    yield from _quick(problem, unit, unit.all_loads, unit.greedy)
     if problem.objective == "balance" or not unit.samples:
         if unit.packed is not None:
             yield "planc", tidy(unit.packed)
     elif search:
-        yield "planc", _searched(problem, unit, _best_start(problem, unit, list(starts.values())))
+        starts = [table for _, table in _quick(problem, unit, unit.loads[0], None)]
+        starts += (
+            [unit.current] if unit.current is not None and _usable(problem, unit.current, len(unit.all_loads)) else []
+        )
+        yield "planc", _searched(problem, unit, _best_start(problem, unit, starts))
 
 
-def _quick(problem: Problem, unit: Unit) -> Iterator[tuple[Name, np.ndarray]]:
-    """Placements that take no search."""
-    holders, loads = len(problem.fabric.holders), unit.loads[0]
+def _quick(
+    problem: Problem, unit: Unit, loads: np.ndarray, ready: np.ndarray | None
+) -> Iterator[tuple[Name, np.ndarray]]:
+    """Placements that take no search, for loads float [E]. ``ready``: the greedy's table where it is there already."""
+    holders = len(problem.fabric.holders)
     shape = holders, problem.slots, problem.copies
     yield "identity", identity(len(loads), *shape)
-    yield "greedy", tidy(greedy(loads[None], *shape)[0])
-    if unit.current is not None and _usable(problem, unit.current, len(loads)):
-        yield "current", tidy(unit.current)
+    yield "greedy", tidy(greedy(loads[None], *shape)[0] if ready is None else ready)
     if problem.groups > 1 and len(loads) == problem.experts:
         whole = hierarchical(loads, problem.fabric.node, problem.slots, problem.copies, problem.groups)
         if whole is not None:
             yield "hierarchical", tidy(whole)
-    counts = apportion(loads[None], problem.copies, holders)[0]
-    yield "longest_first", tidy(longest_first_by_node(loads, counts, problem.fabric.node, problem.slots))
+    if unit.samples:  # it differs from the greedy in what crosses links
+        counts = apportion(loads[None], problem.copies, holders)[0]
+        yield "longest_first", tidy(longest_first_by_node(loads, counts, problem.fabric.node, problem.slots))
 
 
 def _best_start(problem: Problem, unit: Unit, tables: list[np.ndarray]) -> np.ndarray:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _PRICE = 2**20  #: the highest price of a link
 _CREDIBLE = 100.0  #: tokens from a source to a node at which its own count weighs as much as its pod's average
+_EVEN = 1000.0  #: tokens of a source at which its share of all tokens is believed as much as an even one
 _SWEEPS = 60  #: price rounds at most for each power
 _TRIES = 48  #: swaps measured in a round
 _SHAKES = 12  #: fresh starts of a small problem
@@ -89,16 +90,22 @@ class LinkState:
     # --- counting -----------------------------------------------------------------------------------------------------
 
     def _smoothing(self) -> None:
-        """How far a source's counts are drawn to those of its pod: all the way with nothing seen, hardly with much. Its
-        share of the pod's tokens is drawn to an even one likewise."""
+        """How far a source's counts are drawn to those of its pod: all the way with nothing seen, hardly with much. The
+        shares of sources in their pod, and of pods in all tokens, are drawn to even ones likewise."""
         pods = int(self.fabric.source_pod.max()) + 1
         self.pod = (np.arange(self.demand.blocks)[:, None] * pods + self.fabric.source_pod[None, :]).reshape(-1)
         self.pods = self.demand.blocks * pods
         seen = np.bincount(self.port, minlength=self.ports).astype(float)
         per_pod = np.bincount(self.pod, weights=seen, minlength=self.pods)
         rows = len(self.demand.source)
-        even = _CREDIBLE / (_CREDIBLE + rows / self.ports)
-        self.share = (1 - even) * seen / np.maximum(per_pod, 1.0)[self.pod] + even / np.bincount(self.pod)[self.pod]
+        even = _EVEN / (_EVEN + rows / self.ports)
+        size = np.bincount(self.pod)  # sources of a pod
+        self.share = (1 - even) * seen / np.maximum(per_pod, 1.0)[self.pod] + even / size[self.pod]
+        block = np.repeat(np.arange(self.demand.blocks), pods)  # of each pod
+        total = np.bincount(block, weights=per_pod)[block]
+        even = _EVEN / (_EVEN + rows / self.pods) if self.smooth else 0.0
+        wanted = (1 - even) * per_pod + even * total * size / self.sources
+        self.scale = np.where(per_pod > 0, wanted / np.maximum(per_pod, 1.0), 1.0)[self.pod]
         nodes = len(self.fabric.node_numbers)
         cells = min(len(self.demand.rows), rows * nodes) / (self.ports * nodes)  # most tokens of a port to a node, mean
         self.drawn = _CREDIBLE / (_CREDIBLE + cells) if self.smooth else 0.0
@@ -110,13 +117,13 @@ class LinkState:
         if not self.drawn:
             return own.astype(float)
         pods = np.bincount(self.pod[port], minlength=self.pods)
-        return np.asarray((1 - self.drawn) * own + self.drawn * pods[self.pod] * self.share)
+        return np.asarray(((1 - self.drawn) * own + self.drawn * pods[self.pod] * self.share) * self.scale)
 
     def _smooth(self, own: np.ndarray) -> np.ndarray:
         """The same for many counts at once, [n, ports]."""
         order = np.argsort(self.pod, kind="stable")
         pods = np.add.reduceat(own[:, order], np.searchsorted(self.pod[order], np.arange(self.pods)), axis=1)
-        return np.asarray((1 - self.drawn) * own + self.drawn * pods[:, self.pod] * self.share)
+        return np.asarray(((1 - self.drawn) * own + self.drawn * pods[:, self.pod] * self.share) * self.scale)
 
     @cached_property
     def tokens(self) -> np.ndarray:
@@ -223,6 +230,7 @@ class LinkState:
 
     def _drawn_together(self, prices: np.ndarray) -> np.ndarray:
         """Prices by port, smoothed as the counts are; rounded to whole numbers, [ports, any]."""
+        prices = prices * self.scale[:, None]
         order = np.argsort(self.pod, kind="stable")
         starts = np.searchsorted(self.pod[order], np.arange(self.pods))
         mean = np.add.reduceat((prices * self.share[:, None])[order], starts, axis=0)

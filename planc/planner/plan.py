@@ -12,6 +12,7 @@ import numpy as np
 
 from planc.planner.apportion import apportion
 from planc.planner.balance import balanced
+from planc.planner.baselines import greedy
 from planc.planner.layer import Problem, Sample, Tokens, Unit, UnitResult, plan_unit
 from planc.routing.tokens import TokenTraffic
 from planc.routing.traffic import Traffic, tokens_of_loads
@@ -96,10 +97,12 @@ def _units(
     wanted = problem.objective == "link" or traffic.tokens is not None
     cuts = [cut_samples(t, top_k, sources, problem.seed) for t in (traffic, *scenarios)] if wanted else []
     units = [tuple(range(len(rows)))] if group.together else [(i,) for i in range(len(rows))]
-    packed = None
-    if problem.slots > 1 and not group.together:
-        counts = apportion(loads[0], problem.copies, len(problem.fabric.holders))
-        packed = balanced(loads[0], counts, len(problem.fabric.holders), problem.slots)[0]
+    packed = simple = None
+    if not group.together:  # all layers at once, which is much quicker than one by one
+        size = len(problem.fabric.holders), problem.slots
+        simple = greedy(every, *size, problem.copies)
+        if problem.slots > 1 and problem.objective == "balance":
+            packed = balanced(every, apportion(every, problem.copies, size[0]), *size)[0]
     for number, members in enumerate(units, first):
         samples = tuple(tuple(layer_sample(cut, rows[i]) for cut in cuts) for i in members) if cuts else ()
         at = list(members)
@@ -111,6 +114,7 @@ def _units(
             samples,
             current,
             None if packed is None else packed[members[0]],
+            None if simple is None else simple[members[0]],
         )
         yield tuple(rows[i] for i in members), unit
 
