@@ -7,7 +7,7 @@ it keeps its own link loads.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -114,6 +114,8 @@ def plan_unit(problem: Problem, unit: Unit, *, search: bool = True) -> UnitResul
     judged = {name: _judge(problem, unit, table) for name, table in tables.items()}
     chosen = min(judged, key=lambda name: _rank(problem, judged[name], name))
     table = tables[chosen]
+    if chosen == "planc" and unit.samples and problem.objective == "link" and _is_small(problem):
+        table = _fitted_to_all(problem, unit, table)
     if unit.current is not None:
         table = _moved_least(problem, unit, table)
     layers = range(_layers(problem, unit))
@@ -185,6 +187,14 @@ def _best_start(problem: Problem, unit: Unit, tables: list[np.ndarray]) -> np.nd
 _LOOK = 1024  #: tokens that decide where the search starts
 
 
+def _fitted_to_all(problem: Problem, unit: Unit, table: np.ndarray) -> np.ndarray:
+    """The search once more from what the gate chose, on all tokens: with few links every token counts. It must not be worse
+    on those that judge."""
+    whole = replace(unit, samples=tuple(tuple(Sample(s.all, None) for s in layer) for layer in unit.samples))
+    found = tidy(_searched(problem, whole, table))
+    return found if _judge(problem, unit, found)[0] <= _judge(problem, unit, table)[0] * (1 + 1e-9) else table
+
+
 def _usable(problem: Problem, table: np.ndarray, experts: int) -> bool:
     """Whether the current plan is one that could be planned: as many slots, the same number of copies, none twice."""
     if table.shape != (len(problem.fabric.holders), problem.slots):
@@ -200,11 +210,15 @@ def _searched(problem: Problem, unit: Unit, start: np.ndarray) -> np.ndarray:
     demand = _demand(problem, unit, counts_of(start, unit.loads.shape[1]))
     item = np.append(expert, np.full(start.size - len(expert), EMPTY))
     at = np.append(holder, np.repeat(np.arange(len(start)), (start == EMPTY).sum(axis=1)))
-    small = len(item) <= SMALL
+    small = _is_small(problem)
     state = LinkState(problem.fabric, demand, len(item), at, problem.transfer, smooth=not small)
     improve(state, item, problem.seed + unit.number, small)
     table = table_of(expert, state.at[: len(expert)], *start.shape)
     return table if problem.slots == 1 else tidy(repacked(table, unit.loads[0], problem.fabric.node))
+
+
+def _is_small(problem: Problem) -> bool:
+    return len(problem.fabric.holders) * problem.slots <= SMALL
 
 
 SMALL = 16  #: up to so many slots every swap is measured, and the search starts again from shaken placements
@@ -256,11 +270,12 @@ def expected_seconds(problem: Problem, table: np.ndarray, tokens: Tokens) -> flo
     """Time of the busiest link in dispatch and combine that these tokens lead to expect.
 
     The most loaded of hundreds of links in a small sample is mostly noise, and the noise is the sources': so each source's
-    counts are drawn towards its pod's by how little was seen of it, as in the search (`LinkState`).
+    counts are drawn towards its pod's by how little was seen of it, as in the search (`LinkState`). A few links are taken
+    as they are.
     """
     expert, holder = copies_of(table)
     demand = demand_of(problem, table, tokens)
-    state = LinkState(problem.fabric, demand, len(expert), holder, problem.transfer, smooth=True)
+    state = LinkState(problem.fabric, demand, len(expert), holder, problem.transfer, smooth=not _is_small(problem))
     return float(state.utilization().max()) * (problem.width.dispatch + problem.width.combine)
 
 
