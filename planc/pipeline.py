@@ -72,15 +72,17 @@ def outputs(plan: VerifiedPlan, figures: Iterable[str] = FIGURES) -> Iterator[tu
 
     The comprehensive figure is left out of plans with more than `planc.render.comprehensive.MAX_OPS` ops.
     """
-    from planc.render import PAGE_FIGURES, comprehensive, dot, expert_heat_map_svg, link_loads_svg, memory_svg, svg
+    from planc.render import PAGE_FIGURES, comprehensive, dot, expert_heat_map_svg, link_bars_svg, memory_svg, svg
     from planc.report import document_html, document_markdown
 
     captions: dict[str, str] = {}
     pictures = {"memory.svg": memory_svg(plan)}
     if plan.certificate is not None:
-        pictures["expert_heat_map.svg"] = expert_heat_map_svg(plan)
+        pictures["expert_heat_map.svg"] = expert_heat_map_svg(
+            plan.certificate, plan.placement, plan.spec.cluster.node_of_rank
+        )
         if plan.certificate.kinds:
-            pictures["link_loads.svg"] = link_loads_svg(plan.certificate)
+            pictures["link_loads.svg"] = link_bars_svg(plan.certificate)
     yield from pictures.items()
     for name in drawn(plan, figures):
         if name in PAGE_FIGURES:

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from planc.render.deployment import deployment_view
 from planc.render.detailed import detailed_view
 from planc.render.dot import dot
-from planc.render.heat_map import expert_heat_map_svg
-from planc.render.link_loads import link_loads_svg
 from planc.render.memory import memory_svg
+from planc.render.placement import expert_heat_map_svg, link_bars_svg
 from planc.render.simplified import simplified_view
 from planc.render.svg import svg
 from planc.render.view import Edge, Frame, Label, Node, View
@@ -31,7 +30,7 @@ __all__ = [
     "detailed_view",
     "dot",
     "expert_heat_map_svg",
-    "link_loads_svg",
+    "link_bars_svg",
     "memory_svg",
     "simplified_view",
     "svg",

@@ -10,12 +10,13 @@ import numpy as np
 from planc.placement import copy_tokens
 from planc.render.folding import lane_classes
 from planc.render.grid import GAP, centred
-from planc.render.text import named, numbers_text, tokens_text
-from planc.render.view import Node, node
+from planc.render.text import named, numbers_text, text_width, tokens_text
+from planc.render.view import SIZE, Node, node
 from planc.units import format_bytes
 from planc.verify import VerifiedPlan
 
 COLUMNS = 4
+_ROOM = 190.0  #: px of bold text in a box of a holder
 MAX_BOXES = 16  #: of GPUs in one stage; of more, the first ones, a fold and the last
 
 
@@ -146,7 +147,7 @@ def holder_box(plan: VerifiedPlan, unit: Unit, layers: Sequence[int]) -> Box:
     words = _held(experts, len(layers))
     lines = [*([_folded(unit)] if unit.count > 1 else []), words]
     lines.append(f"{_nodes_text(plan, unit)} · {_gpus_text(plan, unit)}")
-    turns = plan.placement.layers[layers[0]].rounds
+    turns = max(plan.placement.layers[layer].rounds for layer in layers)
     if counts:
         turn = f", {turns} turns" if turns > 1 else ""
         lines.append(f"{tokens_text(min(counts), max(counts))} an expert{turn}")
@@ -162,11 +163,16 @@ def holder_box(plan: VerifiedPlan, unit: Unit, layers: Sequence[int]) -> Box:
 
 
 def _held(experts: dict[int, list[int]], layers: int) -> str:
-    """``experts 0–7`` where all layers agree, else by layer."""
-    if len(experts) == 1:
-        ids = next(iter(experts.values()))
-        return named("expert", ids) if ids else "no expert"
-    held = {layer: ids for layer, ids in experts.items() if ids}
-    if not held:
-        return f"no expert of {layers} layers"
-    return ", ".join(f"L{layer} E{numbers_text(ids)}" for layer, ids in held.items())
+    """``experts 0–7`` where all layers agree; else by layer, or where that is too long how many of each layer."""
+    first = next(iter(experts.values()))
+    if all(ids == first for ids in experts.values()):
+        if first:
+            return named("expert", first)
+        return "no expert" if len(experts) == 1 else f"no expert of {layers} layers"
+    text = ", ".join(f"L{layer} E{numbers_text(ids)}" for layer, ids in experts.items() if ids)
+    if text_width(text, SIZE, bold=True) <= _ROOM:
+        return text
+    sizes = [len(ids) for ids in experts.values()]
+    low, high = min(sizes), max(sizes)
+    count = str(low) if low == high else f"{low}–{high}"
+    return f"{count} expert{'s' if high > 1 else ''} of each of {layers} layers"

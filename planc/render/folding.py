@@ -28,7 +28,7 @@ def fold_layers(plan: VerifiedPlan) -> list[tuple[int, int, int]]:
     runs: list[list[int]] = []
     for layer in range(plan.spec.model.layers):
         before = layer - 1
-        if runs and _same_layer(graph, blocks[before], blocks[layer]) and inner[before] == inner[layer]:
+        if runs and inner[before] == inner[layer] and _alike_but_for_places(plan, blocks[before], blocks[layer]):
             from_before = {origin for _, origin, *_ in entries[layer]} == {before}
             if from_before and (len(runs[-1]) == 1 or _moved(entries[before]) == _moved(entries[layer])):
                 runs[-1].append(layer)
@@ -38,12 +38,9 @@ def fold_layers(plan: VerifiedPlan) -> list[tuple[int, int, int]]:
 
 
 def placed_alike(plan: VerifiedPlan, first: int, last: int) -> bool:
-    """Whether all layers of a run have every expert on the same rank as the first."""
-    parts = [plan.placement.layers[i] for i in range(first, last + 1) if i in plan.placement.layers]
-    return all(
-        part is parts[0] or (_same_array(part.expert, parts[0].expert) and _same_array(part.rank, parts[0].rank))
-        for part in parts
-    )
+    """Whether the layers of a run are equal in every block of micro-batch 0: in which expert is on which rank, too."""
+    blocks = _blocks_of_layers(plan.blocks)
+    return all(_same_blocks(plan.blocks, blocks[first], blocks[i]) for i in range(first + 1, last + 1))
 
 
 def _blocks_of_layers(graph: PlanGraph) -> dict[int, list[int]]:
@@ -87,20 +84,52 @@ def _moved(entries: list[_Entry]) -> list[tuple[object, ...]]:
     return [(target, source, what) for target, _, source, what in entries]
 
 
-def _same_layer(graph: PlanGraph, a: list[int], b: list[int]) -> bool:
-    pairs = [(graph.blocks[i], graph.blocks[j]) for i, j in zip(a, b, strict=False)]
-    return len(a) == len(b) and all(_same_block(x, y) or _exchanged(x, y) for x, y in pairs)
+def _same_blocks(graph: PlanGraph, a: list[int], b: list[int]) -> bool:
+    """Equal block by block, every array included."""
+    return len(a) == len(b) and all(_same_block(graph.blocks[i], graph.blocks[j]) for i, j in zip(a, b, strict=True))
 
 
-def _exchanged(a: OpBlock, b: OpBlock) -> bool:
-    """Expert ops, or the sums of their shards, that differ only in which expert is on which of the same ranks: with the
-    experts their row counts trade places."""
-    if a.rows is None or b.rows is None or not np.array_equal(np.sort(a.rows), np.sort(b.rows)):
+def _alike_but_for_places(plan: VerifiedPlan, a: list[int], b: list[int]) -> bool:
+    """Whether two layers are equal, or differ only in which of the same copies is on which of the same ranks and turns."""
+    if len(a) != len(b):
         return False
-    experts = a.experts if b.experts is None else b.experts
-    if experts is not None and (a.experts is None or not np.array_equal(np.sort(a.experts), np.sort(experts))):
+    first, second = ([plan.blocks.blocks[i] for i in members] for members in (a, b))
+    unequal = [(x, y) for x, y in zip(first, second, strict=True) if not _same_block(x, y)]
+    if not all(_same_block(x, replace(y, rows=x.rows, experts=x.experts)) for x, y in unequal):
         return False
-    return a.kind in ("expert", "all_reduce") and _same_block(a, replace(b, rows=a.rows, experts=a.experts))
+    copies = _copies(plan, first) if unequal else None
+    return not unequal or (copies is not None and _same_array(copies, _copies(plan, second)))
+
+
+def _copies(plan: VerifiedPlan, layer: list[OpBlock]) -> np.ndarray | None:
+    """Copies of a layer's experts wherever they are: (replica, expert, tokens), sorted, int64 [copies, 3].
+
+    None where the blocks do not say it: a block with rows that is not of experts, shards of one copy that disagree, or
+    a sum of shards over other ranks, or of other rows, than the shards have.
+    """
+    found: dict[int, np.ndarray] = {}
+    for block in layer:
+        if block.rows is None and block.experts is None:
+            continue
+        if block.kind == "expert" and block.rows is not None and block.experts is not None:
+            facts = np.stack([block.ranks[:, 0], block.experts, block.rows], axis=1).astype(np.int64)
+            if len(facts) % block.split:
+                return None
+            shards = facts.reshape(-1, block.split, 3)
+            if (shards[:, :, 1:] != shards[:, :1, 1:]).any():
+                return None
+            found[block.slot] = shards
+        elif block.kind == "all_reduce" and block.slot in found:
+            shards = found[block.slot]
+            if not _same_array(block.ranks, shards[:, :, 0]) or not _same_array(block.rows, shards[:, 0, 2]):
+                return None
+        else:
+            return None
+    if not found:
+        return None
+    copies = np.concatenate([shards[:, 0] for shards in found.values()])
+    copies[:, 0] //= plan.parallelism.replica_size
+    return np.asarray(copies[np.lexsort(copies.T[::-1])])
 
 
 def _same_block(a: OpBlock, b: OpBlock) -> bool:
@@ -139,7 +168,7 @@ def micro_batches_alike(plan: VerifiedPlan) -> bool:
         source, target = place.get(edge.source), place.get(edge.target)
         if source is not None and target is not None:
             inner[target[0]].append((source[0] - target[0], source[1], target[1], *_carried(edge)))
-    return all(_same_layer(graph, groups[0], g) and inner[0] == e for g, e in zip(groups, inner, strict=True))
+    return all(_same_blocks(graph, groups[0], g) and inner[0] == e for g, e in zip(groups, inner, strict=True))
 
 
 def fold_replicas(plan: VerifiedPlan) -> list[tuple[int, int, int]]:

@@ -60,22 +60,21 @@ def simplified_view(plan: VerifiedPlan) -> View:
 def _caption(plan: VerifiedPlan, runs: list[_Run], rest: list[_Run]) -> str:
     """What the figure folds, and on what proof."""
     words = []
-    for same, proof in (
-        (True, "proven identical block by block"),
-        (False, "alike but for which expert is on which GPU"),
-    ):
-        folded = [
-            f"{first}–{last} (×{count})"
-            for first, last, count in runs
-            if count > 1 and (first, last, count) not in rest and placed_alike(plan, first, last) == same
-        ]
-        if folded:
-            words.append(f"Drawn once because {proof}: layers {', '.join(folded)}.")
+    folded = [run for run in runs if run[2] > 1 and run not in rest]
+    same = [run for run in folded if placed_alike(plan, *run[:2])]
+    if same:
+        words.append(f"Drawn once because proven identical block by block: layers {_named_runs(same)}.")
+    moved = [run for run in folded if run not in same]
+    if moved:
+        drawn = f"layer {moved[0][0]}" if len(moved) == 1 else "the first of each"
+        words.append(
+            f"Layers {_named_runs(moved)} are proven alike but for which expert is on which GPU; {drawn} is drawn."
+        )
     for first, last, count in fold_replicas(plan):
         if count > 1:
             words.append(f"Replicas {first}–{last} are proven identical (×{count}); replica {first} is drawn.")
     if rest:
-        words.append(f"Layers {rest[0][0]}–{rest[-1][1]}, on other GPUs or with other experts, are only named.")
+        words.append(f"Layers {rest[0][0]}–{rest[-1][1]}, each run of them unlike the one before, are only named.")
     count = plan.spec.workload.micro_batches
     if count > 1:
         alike = "proven identical" if micro_batches_alike(plan) else "not all identical"
@@ -84,6 +83,11 @@ def _caption(plan: VerifiedPlan, runs: list[_Run], rest: list[_Run]) -> str:
     if plan.placement.layers:
         words.append("×N in place of an expert: N more, each with as many tokens.")
     return " ".join(words)
+
+
+def _named_runs(runs: list[_Run]) -> str:
+    """``0–2 (×3), 3–60 (×58)``; a run of one layer is its number."""
+    return ", ".join(f"{first}–{last} (×{count})" if count > 1 else str(first) for first, last, count in runs)
 
 
 # --- input, output, and what stands between the layers ------------------------------------------------------------------
@@ -158,8 +162,11 @@ def _run(sheet: Sheet, run: _Run) -> None:
         what += f" · {part.rounds} turns" if part.rounds > 1 else ""
     title = f"layer{'s' if count > 1 else ''} {first}{f'–{last}' if count > 1 else ''} · {what}"
     title = f"stage {stage} · {title}" if par.pp > 1 else title
-    proof = "proven identical" if placed_alike(sheet.plan, first, last) else "alike but for which GPU has which expert"
-    note = f"×{count}, {proof}; the output of each is the input of the next" if count > 1 else ""
+    note = ""
+    if count > 1 and placed_alike(plan, first, last):
+        note = f"×{count}, proven identical; the output of each is the input of the next"
+    elif count > 1:
+        note = f"×{count}, alike but for which GPU has which expert; each feeds the next"
     draw_layer(sheet, first, title, note)
     for layer_block in [i for i, b in enumerate(sheet.graph.blocks) if b.layer == last and b.micro_batch == 0]:
         block = sheet.graph.blocks[layer_block]  # the last layer of the run hands over from the place of the first
@@ -180,12 +187,11 @@ def _hand_over(sheet: Sheet, stage: int) -> None:
 
 def _rest_box(sheet: Sheet, rest: list[_Run]) -> None:
     """A box that names the runs which are not drawn."""
-    names = ", ".join(f"{a}–{b} (×{n})" if n > 1 else str(a) for a, b, n in rest)
     stages = sorted({sheet.plan.parallelism.stage_of_layer(layer) for run in rest for layer in run[:2]})
     lines = (
         f"{len(rest)} more run{'s' if len(rest) > 1 else ''} of layers, {rest[0][0]}–{rest[-1][1]}, not drawn",
-        fitted(f"layers {names}", SIZE, FRAME_WIDTH - 20),
-        f"each on other GPUs or with other experts than the one before it · {named('stage', stages)}",
+        fitted(f"layers {_named_runs(rest)}", SIZE, FRAME_WIDTH - 20),
+        f"each differs from the one before it in ops, GPUs, copies or tokens · {named('stage', stages)}",
     )
     box = node(
         _REST, "fold", lines, FRAME_X, sheet.y, FRAME_WIDTH, 54, attributes={"layer": f"{rest[0][0]}-{rest[-1][1]}"}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from planc.cost import Floors, step_floors
+from planc.graph import range_text
 from planc.placement import ITEMS, Placement, copy_tokens
 from planc.report.compare import traditional_rows
 from planc.report.placement import placement_facts
@@ -61,48 +61,65 @@ def rule_text(plan: VerifiedPlan) -> str:
     return text + (f"; relaxed to r = {plan.placement.rounds}, in rounds" if plan.placement.relaxed else "")
 
 
-def placement_rows(plan: VerifiedPlan) -> list[dict[str, Any]]:
-    """A row per kind of layer placement: layers, experts, ranks of the first replica, copies, tokens per copy. Layers that
-    differ only in which expert is on which GPU share a row, which says so."""
-    seen: dict[int, list[int]] = {}
+MAX_ROWS = 8  #: of the placement table
+_COUNTS = ("experts", "copies", "rank_count", "idle", "rounds", "tokens")
+
+
+def placement_rows(plan: VerifiedPlan) -> list[dict[str, str]]:
+    """A row per kind of layer placement: layers, experts, copies, GPUs, idle GPUs, experts per GPU, tokens per copy, and
+    where the experts are. Layers that differ only in which expert is on which GPU share a row, which says so; where the
+    GPUs that are in use differ, too, when there would be more than `MAX_ROWS` rows; the last row then has the rest."""
+    by_map: dict[int, list[int]] = {}
     for layer, part in sorted(plan.placement.layers.items()):
-        seen.setdefault(id(part), []).append(layer)
-    rows = []
-    for layers in seen.values():
-        part = plan.placement.layers[layers[0]]
-        tokens = copy_tokens(plan.spec, plan.parallelism, plan.placement, layers[0])
-        first = plan.parallelism.stage_ranks(plan.parallelism.stage_of_layer(layers[0]))[0, 0]
-        ranks = np.unique(first + part.rank)
-        rows.append(
-            {
-                "layers": encode_numbers(layers),
-                "experts": len(part.copies),
-                "copies": len(part.expert),
-                "ranks": encode_numbers(ranks.tolist()),
-                "rank_count": len(ranks) * plan.parallelism.expert_tp,
-                "idle": plan.parallelism.ep - len(ranks) * plan.parallelism.expert_tp,
-                "rounds": part.rounds,
-                "tokens": f"{tokens.min()}–{tokens.max()}" if tokens.min() != tokens.max() else str(tokens.min()),
-                "map": _map_text(plan.placement, layers[0], int(first)),
-                "ids": layers,
-            }
-        )
-    return list(_merged(rows))
+        by_map.setdefault(id(part), []).append(layer)
+    maps = [_map_facts(plan, layers) for layers in by_map.values()]
+    groups = _grouped(maps, (*_COUNTS, "ranks"))
+    if len(groups) > MAX_ROWS:
+        groups = _grouped(maps, _COUNTS)
+    rest = [facts for group in groups[MAX_ROWS - 1 :] for facts in group] if len(groups) > MAX_ROWS else []
+    if not rest:
+        return [_placement_row(group) for group in groups]
+    last = _placement_row(rest) | {"map": f"… {len(rest)} more maps, all in plan.json"}
+    return [*(_placement_row(group) for group in groups[: MAX_ROWS - 1]), last]
 
 
-def _merged(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows alike but for their map as one."""
+def _map_facts(plan: VerifiedPlan, layers: list[int]) -> dict[str, Any]:
+    """Facts of layers that share one map; every count as (least, most)."""
+    part, par = plan.placement.layers[layers[0]], plan.parallelism
+    tokens = copy_tokens(plan.spec, par, plan.placement, layers[0])
+    first = int(par.stage_ranks(par.stage_of_layer(layers[0]))[0, 0])
+    ranks = np.unique(first + part.rank)
+    used = len(ranks) * par.expert_tp
+    one = {"experts": len(part.copies), "copies": len(part.expert), "rank_count": used, "idle": par.ep - used}
+    return {
+        **{name: (value, value) for name, value in one.items()},
+        "rounds": (part.rounds, part.rounds),
+        "tokens": (int(tokens.min()), int(tokens.max())),
+        "layers": layers,
+        "ranks": tuple(ranks.tolist()),
+        "map": _map_text(plan.placement, layers[0], first),
+    }
+
+
+def _grouped(maps: list[dict[str, Any]], same: tuple[str, ...]) -> list[list[dict[str, Any]]]:
+    """Maps that are alike in all of ``same`` together, in the order of their first layers."""
     kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        key = tuple(row[k] for k in ("experts", "copies", "ranks", "rank_count", "idle", "rounds", "tokens"))
-        kinds.setdefault(key, []).append(row)
-    for members in kinds.values():
-        first = members[0]
-        if len(members) > 1:
-            layers = sorted(layer for row in members for layer in row["ids"])
-            text = f"{len(members)} maps, all in plan.json; layer {first['ids'][0]}: {first['map']}"
-            first = first | {"layers": encode_numbers(layers), "map": text}
-        yield first
+    for facts in maps:
+        kinds.setdefault(tuple(facts[name] for name in same), []).append(facts)
+    return list(kinds.values())
+
+
+def _placement_row(maps: list[dict[str, Any]]) -> dict[str, str]:
+    """The row of some maps: ``3-60``, ``128``, ``1–32``, and the map of the first."""
+    first = maps[0]
+    layers = sorted(layer for facts in maps for layer in facts["layers"])
+    spans = {name: {min(f[name][0] for f in maps), max(f[name][1] for f in maps)} for name in _COUNTS}
+    where = str(first["map"])
+    if len(maps) > 1:
+        other = "" if all(facts["ranks"] == first["ranks"] for facts in maps) else " on different GPUs"
+        where = f"{len(maps)} maps{other}, all in plan.json; layer {first['layers'][0]}: {where}"
+    counts = {name: "–".join(str(n) for n in sorted(span)) for name, span in spans.items()}
+    return {"layers": range_text(layers).replace(",", ", "), **counts, "map": where}
 
 
 def _map_text(placement: Placement, layer: int, first: int) -> str:
