@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2
 
-.PHONY: help demo test check format bench bench-placement schema figures lock wheel clean
+.PHONY: help demo test check format bench bench-placement accuracy schema figures lock wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -44,6 +44,9 @@ bench: .venv/.dev  ## measure speed, memory and placement against peers
 
 bench-placement: .venv/.dev  ## measure expert placement against the published balancers
 	$(BIN)/python benchmarks/placement.py
+
+accuracy: .venv/.dev  ## judge the shipped fits on measured tables: make accuracy DATA=folder
+	$(BIN)/python benchmarks/accuracy.py --data $(DATA)
 
 schema: .venv/.test  ## rewrite docs/spec.schema.json, which the example specs point editors to
 	$(BIN)/planc schema spec > docs/spec.schema.json

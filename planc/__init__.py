@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from planc.cost import Costs, Prices, load_costs
     from planc.diagnostics import Diagnostic, PlancError
     from planc.pipeline import compile
     from planc.placement.place import ExpertMap, Request, place
@@ -22,15 +23,18 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Cluster": "planc.spec",
+    "Costs": "planc.cost",
     "Diagnostic": "planc.diagnostics",
     "ExpertMap": "planc.placement.place",
     "PlancError": "planc.diagnostics",
+    "Prices": "planc.cost",
     "Request": "planc.placement.place",
     "Spec": "planc.spec",
     "Traffic": "planc.routing",
     "VerifiedPlan": "planc.verify",
     "compile": "planc.pipeline",
     "load_cluster": "planc.spec",
+    "load_costs": "planc.cost",
     "load_plan": "planc.verify",
     "load_spec": "planc.spec",
     "load_traffic": "planc.routing",
@@ -39,9 +43,11 @@ _HOMES = {
 }
 __all__ = [
     "Cluster",
+    "Costs",
     "Diagnostic",
     "ExpertMap",
     "PlancError",
+    "Prices",
     "Request",
     "Spec",
     "Traffic",
@@ -49,6 +55,7 @@ __all__ = [
     "__version__",
     "compile",
     "load_cluster",
+    "load_costs",
     "load_plan",
     "load_spec",
     "load_traffic",

@@ -11,7 +11,18 @@ from planc.report.schema import json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"Cluster", "Diagnostic", "ExpertMap", "PlancError", "Request", "Spec", "Traffic", "VerifiedPlan"}
-NAMES |= {"compile", "load_cluster", "load_plan", "load_spec", "load_traffic", "parse_spec", "place"}
+NAMES |= {
+    "Costs",
+    "Prices",
+    "load_costs",
+    "compile",
+    "load_cluster",
+    "load_plan",
+    "load_spec",
+    "load_traffic",
+    "parse_spec",
+    "place",
+}
 
 
 def test_public_names():
@@ -30,7 +41,7 @@ def test_importing_planc_is_light():
 
 def test_readme_library_example_runs(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     code = "\n".join(blocks).replace("specs/", f"{ROOT}/specs/")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from planc import __version__
-from planc.cli import commands, place
+from planc.cli import commands, costs, place
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -39,6 +39,10 @@ def make_parser() -> argparse.ArgumentParser:
     text = "place experts for known traffic, with bounds"
     example = "planc place --traffic trace.npz --cluster h100-sxm-32x8 --out map.json"
     _place(command("place", place.place, text, example))
+    text = "price a list of ops: microseconds with an interval and their provenance"
+    part = command("costs", costs.costs, text, "planc costs --gpu h100-sxm ops.csv")
+    part.add_argument("--gpu", required=True, metavar="GPU", help="a GPU preset such as h100-sxm, or a GPU file")
+    part.add_argument("ops", metavar="FILE", help="CSV: kind, dtype and the columns that the kinds need")
     text = "turn a Hugging Face config.json into a model file"
     part = command("import-hf", commands.import_hf, text, "planc import-hf config.json -o model.yaml")
     part.add_argument("path", help="a local config.json")

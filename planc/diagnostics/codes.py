@@ -1,6 +1,7 @@
 """The one table of diagnostic codes. It feeds `planc explain CODE` and the docs; a code is never reused.
 
-0xx reading · 1xx spec cross-checks · 2xx placement and memory · 3xx graph · 5xx export · 9xx our own fault.
+0xx reading · 1xx spec cross-checks · 2xx placement and memory · 3xx graph · 4xx cost and schedule ·
+5xx export · 9xx our own fault.
 """
 
 from __future__ import annotations
@@ -127,6 +128,24 @@ CODES: dict[str, Code] = {
     "PLN318": Code(
         "certificate is wrong",
         "What the plan says of its placement does not follow from its placement and its traffic.",
+    ),
+    # 4xx: cost and schedule
+    "PLN401": Code(
+        "fit is incomplete", "A fit file fits every family of ops, or lists it under `absent`, and never both."
+    ),
+    "PLN402": Code(
+        "fit is not monotone",
+        "Ranges of sizes run upwards, and an interval holds 1 and is wider outside the fitted sizes than inside.",
+    ),
+    "PLN403": Code(
+        "no price for the op", "Neither a fit of this GPU nor its spec says how long the op takes; no other GPU's does."
+    ),
+    "PLN404": Code(
+        "not a list of ops",
+        "A CSV with one header line: `kind`, `dtype`, and the columns that its kinds need (docs/formats.md).",
+    ),
+    "PLN405": Code(
+        "unusable op", "Every op has a known kind and dtype, and the sizes of its kind as numbers of at least 1."
     ),
     # 5xx: output in other formats
     "PLN501": Code("needs the dot program", "PNG and PDF are drawn by Graphviz's `dot`; SVG and DOT never need it."),

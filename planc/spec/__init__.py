@@ -5,6 +5,7 @@ from planc.spec.cluster import LINK_CLASSES, Cluster
 from planc.spec.deployment import ExpertRule, Spec
 from planc.spec.load import (
     load_cluster,
+    load_gpu,
     load_model,
     load_spec,
     load_target,
@@ -22,6 +23,7 @@ __all__ = [
     "Spec",
     "check_spec",
     "load_cluster",
+    "load_gpu",
     "load_model",
     "load_spec",
     "load_target",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from planc.diagnostics import Diagnostic, PlancError, Span
-from planc.spec.cluster import Cluster
+from planc.spec.cluster import Cluster, Gpu
 from planc.spec.deployment import Spec
 from planc.spec.model import Model
 from planc.spec.presets import one_group, override, preset_names, read_tree, resolve_part, shipped_folder, split_sources
@@ -18,6 +18,7 @@ from planc.spec.validate import kind_of, validate
 
 __all__ = [
     "load_cluster",
+    "load_gpu",
     "load_model",
     "load_spec",
     "load_target",
@@ -60,6 +61,13 @@ def load_cluster(path: str | os.PathLike[str]) -> Cluster:
     whole = Located({"cluster": located.value}, _inside(located.places), _inside(located.keys))
     located, _ = split_sources(subtree(one_group(whole), ("cluster",)))
     return typing.cast(Cluster, validate(Cluster, located, os.fspath(path)))
+
+
+def load_gpu(path: str | os.PathLike[str]) -> Gpu:
+    """Read one GPU file or GPU preset by name. Raises PlancError like `load_spec`."""
+    located = resolve_part(Located(os.fspath(path), {}, {}), "gpus", Path("."), ())
+    located, _ = split_sources(located)
+    return typing.cast(Gpu, validate(Gpu, located, os.fspath(path)))
 
 
 def _inside(table: dict[Path_, Span]) -> dict[Path_, Span]:
