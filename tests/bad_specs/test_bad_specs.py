@@ -40,7 +40,7 @@ ELSEWHERE = {
     "PLN318": "verify/test_certificate.py",
     "PLN401": "cost/test_fits.py",
     "PLN402": "cost/test_fits.py",
-    "PLN403": "cost/",
+    "PLN403": "cost/test_no_price.py",
     "PLN404": "cost/test_costs_command.py",
     "PLN405": "cost/test_costs_command.py",
     "PLN501": "cli/test_cli.py",
