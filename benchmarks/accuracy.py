@@ -23,10 +23,10 @@ from accuracy_fit import (
     coverage,
     cross_validate,
     families,
-    few_experts,
     folds,
     held_out_ends,
     namespace,
+    rough_rows,
     search,
     tree,
 )
@@ -70,8 +70,8 @@ def judge(family: Family, gpu: str, folder: Path, hw: Hardware, shipped: FitFile
     start = {name: value if name.endswith("power") else max(value, 1e-14) for name, value in constants.items()}
     by = [folds(table, by_shape) for by_shape in (False, True)]
     by_row, by_shape = (cross_validate(family, hw, table, start, fold) for fold in by)
-    few = few_experts(family, table.columns)
-    parts = {"inside": ~few, "few": few} if few.any() else {"inside": ~few}
+    apart = rough_rows(family, table.columns)
+    parts = {"inside": ~apart, "rough": apart} if apart.any() else {"inside": ~apart}
     interval = {}
     for word, at in parts.items():
         tail = max(0.0, 0.05 - 0.8 / at.sum())  # quantiles of few rows lie too close together
@@ -97,10 +97,10 @@ def judge(family: Family, gpu: str, folder: Path, hw: Hardware, shipped: FitFile
         table.seconds / predicted,
         by_row,
         by_shape,
-        coverage(by_row, by[0], few),
+        coverage(by_row, by[0], apart),
         {
             word: [float(f"{v:.3g}") for v in interval[word]]
-            for word in ("inside", "outside", "few")
+            for word in ("inside", "outside", "rough")
             if word in interval
         },
         {name: [float(table.columns[name].min()), float(table.columns[name].max())] for name in family.sizes},

@@ -16,7 +16,7 @@ from scipy.optimize import least_squares
 from planc.cost import compute, transfer
 from planc.cost.hardware import Hardware
 from planc.cost.loads import RankLoad
-from planc.cost.ops import FEW
+from planc.cost.ops import rough
 
 GB, US = 1e9, 1e-6
 FOLDS = 5
@@ -52,7 +52,13 @@ def _experts(dtype: str) -> Callable[[Any, Hardware, dict[str, np.ndarray]], np.
 
 _GEMM = {"overhead": 2.4 * US, "compute_efficiency": 0.94, "memory_efficiency": 0.82, "overlap": 3.0}
 _GEMM |= {"tile_edge": 9.5, "prologue": 115.0, "step_latency": 1.3e-10, "split_overhead": 2 * US}
-_EXPERTS = {"overhead": 40 * US, "per_expert": 0.2 * US, "compute_efficiency": 0.9, "memory_efficiency": 0.9}
+_EXPERTS = {
+    "overhead": 30 * US,
+    "per_expert": 0.1 * US,
+    "per_routed": 0.06 * US,
+    "compute_efficiency": 0.9,
+    "memory_efficiency": 0.9,
+}
 _EXPERTS |= {"overlap": 2.0, "activation_passes": 1.4, "per_choice": 3e-9}
 _ATTENTION = {"xqa.overhead": 5.3 * US, "xqa.block": 4.7 * US, "xqa.token": 1e-9, "xqa.group_cost": 0.5}
 _ATTENTION |= {"xqa.group_power": 2.2, "xqa.split_overhead": 2.3 * US, "xqa.memory_efficiency": 0.87}
@@ -230,18 +236,16 @@ def held_out_ends(family: Family, hw: Hardware, table: Table, start: dict[str, f
     return np.asarray(part.seconds / family.form(namespace(constants), hw, part.columns))
 
 
-def few_experts(family: Family, s: dict[str, np.ndarray]) -> np.ndarray:
-    """Rows of few, narrow experts, whose interval is their own."""
-    if not family.name.startswith("expert_gemm"):
-        return np.zeros(len(next(iter(s.values()))), dtype=bool)
-    return np.asarray((s["experts"] / s["ep"] <= FEW[0]) & (s["intermediate"] / s["tp"] <= FEW[1]))
+def rough_rows(family: Family, s: dict[str, np.ndarray]) -> np.ndarray:
+    """Rows whose interval is their own (`planc.cost.ops.rough`)."""
+    return np.broadcast_to(rough(family.name, s), len(next(iter(s.values()))))
 
 
-def coverage(ratio: np.ndarray, fold: np.ndarray, few: np.ndarray) -> float:
-    """Share of rows within the 5 % and 95 % quantiles of the other folds' ratios; rows of ``few`` among themselves."""
+def coverage(ratio: np.ndarray, fold: np.ndarray, apart: np.ndarray) -> float:
+    """Share of rows within the 5 % and 95 % quantiles of the other folds' ratios; rows of ``apart`` among themselves."""
     inside = np.empty(len(ratio), dtype=bool)
     for one in np.unique(fold):
-        for group in (few, ~few):
+        for group in (apart, ~apart):
             at = (fold == one) & group
             if at.any():
                 others = ratio[(fold != one) & group]

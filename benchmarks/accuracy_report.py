@@ -3,12 +3,13 @@ and 256."""
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accuracy_data import read
-from accuracy_fit import families, few_experts, namespace, search
+from accuracy_fit import families, namespace, rough_rows, search
 
 from planc.cost.hardware import Hardware
 from planc.cost.ops import load_costs
@@ -40,7 +41,7 @@ row, a shape or a model.
 
 - **GEMM**: the best of 8 tiles × 4 depth splits; whole waves of blocks on 132 SMs; overhead.
 - **Expert GEMM**: weights of the active experts against padded rows, rows moved through memory, sorting over the group's
-  choices. For skewed loads the rank with the most pairs is drawn from the power law that the measurements used
+  choices and the model's experts. For skewed loads the rank with the most pairs is drawn from the power law that the measurements used
   (`planc/cost/loads.py`): its rows, its active experts, its padding.
 - **MHA and GQA decode**: TensorRT-LLM's own rule says which of two kernels runs (XQA for groups of 2 to 32 heads with enough
   blocks, else the multi-head kernel, which reads the cache of a group once per head) and how far a sequence is split;
@@ -77,12 +78,20 @@ def report(judged: list[Judged], folder: Path) -> str:
     rows = [_row(one) for one in judged]
     misses = [one for one in judged if _median(one.by_row) > one.family.target]
     text = _HEAD + "\n".join(rows) + "\n\n"
-    text += f"Targets missed on unseen rows: {', '.join(f'{m.family.title} ({m.gpu})' for m in misses) or 'none'}. "
+    summary = f"Targets missed on unseen rows: {', '.join(f'{m.family.title} ({m.gpu})' for m in misses) or 'none'}. "
     short = [
         f"{o.family.title} on {o.gpu} ({_median(o.by_row):.1f})" for o in judged if _median(o.by_row) > o.family.aim
     ]
-    text += f"Aims missed: {', '.join(short) or 'none'}.\n"
-    text += _slow(judged, folder) + _FORMS + "## Other software on the same GPU\n\n" + _others(folder)
+    summary += f"Aims missed: {', '.join(short) or 'none'}."
+    text += textwrap.fill(summary, 120) + "\n"
+    text += (
+        "\n"
+        + textwrap.fill(_slow(judged, folder), 120)
+        + "\n"
+        + _FORMS
+        + "## Other software on the same GPU\n\n"
+        + _others(folder)
+    )
     return text + "\n## More nodes than were measured\n\n" + _nodes(folder)
 
 
@@ -112,15 +121,15 @@ def _slow(judged: list[Judged], folder: Path) -> str:
         if one.family.name != "expert_gemm_balanced":
             continue
         columns = one.family.read(folder, one.gpu.replace("-", "_")).columns
-        few = few_experts(one.family, columns)
+        few = rough_rows(one.family, columns)
         share = [float((one.by_row[at] > 1.4).mean()) for at in (few, ~few)]
         parts.append(f"{share[0]:.0%} of rows with few, narrow experts and {share[1]:.1%} of the others on {one.gpu}")
     return (
-        "\nThe 90th percentile of BF16 expert GEMM is large for one reason: of some shapes every measured size is two to "
+        "The 90th percentile of BF16 expert GEMM is large for one reason: of some shapes every measured size is two to "
         "three times slower than of their neighbours (balanced rows over 1.4 × the prediction: "
         f"{'; '.join(parts)}). They have at most 12 experts a rank and at most 2048 columns of each; other shapes of that kind "
-        "are not slow, and no size tells the two apart: the tuner of the grouped GEMM chose a slow tile. The point price "
-        "is that of the ordinary kernel; the interval of such shapes (`few`) says up to how much it can be.\n"
+        "are not slow, and no size tells the two apart: the likely cause is a slow tile that the tuner of the grouped GEMM chose. The point price "
+        "is that of the ordinary kernel; the interval of such shapes (`rough`) says up to how much it can be."
     )
 
 

@@ -206,7 +206,7 @@ SMALL_CASES, SMALL_TOKENS, SMALL_LIMIT = 3, 48, 4.0
 
 
 def small_row(nodes: int, size: int, experts: int) -> str:
-    """Against the mixed-integer program; where there are 8 experts, against every placement as well. The sample is
+    """Against the mixed-integer program; where there are 8 experts, once against every placement as well. The sample is
     its tokens four times over, so that what planc optimises on and what it judges by are the same."""
     cluster = cluster_of(nodes, 2.0, gpus=size, pod=2)
     links = topology(cluster)
@@ -227,9 +227,9 @@ def small_row(nodes: int, size: int, experts: int) -> str:
         at, bound = solved(fabric, once)
         solver += time.perf_counter() - start
         best = busiest(links, at, once).seconds[0]
-        if experts <= 8:
+        if experts <= 8 and not seed:
             every = every_placement(links, once, size)
-            if bound < best * (1 - 1e-6) or abs(every - best) > 1e-6 * best:
+            if bound < best * (1 - 1e-4) or abs(every - best) > 1e-6 * best:
                 raise SystemExit(f"the solver says {best}, enumeration {every}")
         proven += bound >= best * (1 - 1e-4)
         best = min(best, ours)

@@ -59,16 +59,16 @@ def expert_gemm(c: Any, hw: Hardware, load: RankLoad, sizes: dict[str, Array], d
     """The routed experts of the slowest rank: weights of the active experts against padded rows, the rows through
     permutation, activation and un-permutation, and sorting over the group's choices.
 
-    ``c`` are the constants of balanced or of skewed loads; ``sizes`` holds tokens, hidden, intermediate, top_k, tp and
-    gated.
+    ``c`` are the constants of balanced or of skewed loads; ``sizes`` holds tokens, hidden, intermediate, experts, top_k,
+    tp and gated.
     """
     hidden, wide = sizes["hidden"], sizes["intermediate"] / sizes["tp"]
     matrices = 2.0 + sizes["gated"]
     weights = matrices * hidden * wide * load.active * hw.width(dtype) / (hw.memory_bandwidth * c.memory_efficiency)
     flops = 2.0 * matrices * hidden * wide * load.padded / (hw.peak(dtype) * c.compute_efficiency)
     moved = 2.0 * load.rows * (4.0 * hidden + matrices * wide) / hw.memory_bandwidth * c.activation_passes
-    choices = sizes["tokens"] * sizes["top_k"] * c.per_choice
-    return np.asarray(c.overhead + c.per_expert * load.active + smooth_max(weights, flops, c.overlap) + moved + choices)
+    sorting = sizes["tokens"] * sizes["top_k"] * c.per_choice + sizes["experts"] * c.per_routed
+    return np.asarray(c.overhead + c.per_expert * load.active + smooth_max(weights, flops, c.overlap) + moved + sorting)
 
 
 def uses_xqa(hw: Hardware, sizes: dict[str, Array]) -> Array:
@@ -117,8 +117,8 @@ def mmha(c: Any, hw: Hardware, sizes: dict[str, Array], dtype: str) -> Array:
 
 def mla_decode(c: Any, hw: Hardware, sizes: dict[str, Array], dtype: str) -> Array:
     """MLA decode as FlashMLA schedules it: tiles of 64 heads share the SMs; cached tokens are dealt in blocks of 64 to
-    as many parts as there are SMs for a tile, so that a long sequence is split and a short one shares its part. Handing out and adding up grows with the parts
-    that a sequence can have."""
+    as many parts as there are SMs for a tile, so that a long sequence is split and a short one shares its part.
+    Handing out and adding up grow with the parts that a sequence can have."""
     batch, heads, length = sizes["batch"], sizes["heads"], sizes["kv_len"]
     parts = np.floor(hw.sms / np.ceil(heads / MLA_TILE))
     filled = np.minimum(heads, MLA_TILE) / MLA_TILE

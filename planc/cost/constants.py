@@ -38,7 +38,8 @@ class ExpertGemm(Strict):
     """Grouped GEMM of the experts, for one kind of load."""
 
     overhead: PositiveSeconds
-    per_expert: Seconds
+    per_expert: Seconds  #: each expert with tokens
+    per_routed: Seconds  #: each expert of the model, of which the sorting kernels keep count
     compute_efficiency: Fraction
     memory_efficiency: Fraction
     overlap: Overlap

@@ -29,12 +29,12 @@ Pair = Annotated[tuple[_Factor, _Factor], Field(strict=False)]
 
 
 class Interval(Strict):
-    """The middle 90 % of measured ÷ predicted: within the fitted range of sizes, and outside it. ``few`` stands for
-    ``inside`` where a rank has few, narrow experts (`planc.cost.ops.FEW`): there kernels are now and then slow."""
+    """The middle 90 % of measured ÷ predicted: within the fitted range of sizes, and outside it. ``rough`` stands
+    for ``inside`` where measured times scatter more (`planc.cost.ops.rough`)."""
 
     inside: Pair
     outside: Pair
-    few: Pair | None = None
+    rough: Pair | None = None
 
 
 class Fit(Strict, Generic[Constants]):
@@ -124,7 +124,7 @@ def _faults(fit: FitFile, located: Located, file: str) -> Iterator[Diagnostic]:
 
 def _interval_faults(name: str, interval: Interval, span: Span) -> Iterator[Diagnostic]:
     lower, higher = interval.outside
-    for word, (low, high) in (("inside", interval.inside), ("few", interval.few or interval.inside)):
+    for word, (low, high) in (("inside", interval.inside), ("rough", interval.rough or interval.inside)):
         if not lower <= low <= 1.0 <= high <= higher:
             message = f"intervals must widen around 1: outside {lower:g} ≤ {word} {low:g} ≤ 1 ≤ {high:g} ≤ {higher:g}"
             yield Diagnostic("PLN402", message, f"{name}.interval", span)

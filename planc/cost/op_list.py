@@ -25,7 +25,7 @@ DTYPES = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "half": "fp16", "f
 DTYPES |= {"fp8": "fp8", "fp8_block": "fp8", "int8": "fp8"}
 ADDED = ("us", "low_us", "high_us", "provenance")
 _GATED = {"1": 1.0, "true": 1.0, "yes": 1.0, "0": 0.0, "false": 0.0, "no": 0.0}
-_LEAST = {"ranks": 2.0}
+_LEAST = {"ranks": 2.0, "kv_heads": 0.0}
 _MOST = 1e15
 _MOST_FAULTS = 1000
 #: (kind, the smaller column, the larger one)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from planc.cost.fits import FitFile
     from planc.spec.cluster import Gpu, Links
 
-#: kind of op -> its columns; every size is a number of at least 1, but `skew` (0 is balanced) and `gated` (0 or 1)
+#: kind of op -> its columns; every size is a number of at least 1, but `skew` (0 is balanced), `gated` (0 or 1) and
+#: `kv_heads` (0 is as many as heads)
 KINDS: dict[str, tuple[str, ...]] = {
     "gemm": ("m", "n", "k"),
     "expert_gemm": ("tokens", "hidden", "intermediate", "experts", "top_k", "ep", "tp", "skew", "gated"),
@@ -95,7 +96,7 @@ class Costs:
             return spec_prices.transfer(self.gpu, self.links, kind, word, s)
         if not collective:
             form = transfer.low_latency if word == "low_latency" else transfer.normal
-            return _inside(part, s, form(part.constants, kind, s))
+            return _inside(part, s, form(part.constants, kind, s), apart=rough(name, s))
         if word == "custom":
             return _inside(part, s, transfer.custom_all_reduce(part.constants, s["ranks"], s["bytes"]))
         return _inside(part, s, transfer.nccl(part.constants, kind, s["ranks"], s["bytes"]))
@@ -115,8 +116,7 @@ class Costs:
         if part is None:
             return spec_prices.experts(self.gpu, s, load, dtype)
         seconds = compute.expert_gemm(part.constants, self.hardware, load, s, dtype)
-        few = (s["experts"] / s["ep"] <= FEW[0]) & (s["intermediate"] / s["tp"] <= FEW[1])
-        return _inside(part, s, seconds, derived=(s["gated"] == 0) | (dtype == "fp16"), few=few)
+        return _inside(part, s, seconds, derived=(s["gated"] == 0) | (dtype == "fp16"), apart=rough(name, s))
 
     def _plain(self, kind: str, s: dict[str, np.ndarray], dtype: str) -> Prices:
         if kind in ("gate", "head"):  # a GEMM, whose constants it takes
@@ -133,6 +133,14 @@ class Costs:
         else:
             seconds = form(part.constants, self.hardware, s, dtype)
         return _inside(part, s, seconds, derived=np.full(len(seconds), dtype not in part.dtype.split()))
+
+
+def rough(family: str, s: Mapping[str, np.ndarray]) -> Any:
+    """Rows of a family whose measured times scatter more than the rest's, by their sizes: few, narrow experts (`FEW`), and
+    DeepEP's normal mode over several nodes."""
+    if family.startswith("expert_gemm"):
+        return (s["experts"] / s["ep"] <= FEW[0]) & (s["intermediate"] / s["tp"] <= FEW[1])
+    return s["nodes"] > 1 if family.endswith("_normal") else False
 
 
 def load_costs(gpu: str) -> Costs:
@@ -156,9 +164,12 @@ def _columns(kind: str, sizes: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The kind's columns as arrays of one length: floats, or words."""
     given = {name: np.asarray(sizes[name]) for name in KINDS[kind]}
     arrays = np.broadcast_arrays(*(np.atleast_1d(value) for value in given.values()))
-    return {
+    columns = {
         name: array if name in CHOICES else array.astype(float) for name, array in zip(KINDS[kind], arrays, strict=True)
     }
+    if "kv_heads" in columns:
+        columns["kv_heads"] = np.where(columns["kv_heads"] == 0, columns["heads"], columns["kv_heads"])
+    return columns
 
 
 def _take(s: dict[str, np.ndarray], at: np.ndarray) -> dict[str, np.ndarray]:
@@ -174,7 +185,9 @@ def _merge(rows: int, parts: list[tuple[np.ndarray, Prices]]) -> Prices:
     return out
 
 
-def _inside(part: Any, s: dict[str, np.ndarray], seconds: np.ndarray, derived: Any = False, few: Any = False) -> Prices:
+def _inside(
+    part: Any, s: dict[str, np.ndarray], seconds: np.ndarray, derived: Any = False, apart: Any = False
+) -> Prices:
     """Interval and provenance of a fit's times."""
     inside = np.ones(len(seconds), dtype=bool)
     for name, (low, high) in part.valid.items():
@@ -183,8 +196,8 @@ def _inside(part: Any, s: dict[str, np.ndarray], seconds: np.ndarray, derived: A
         inside &= np.isin(s["ranks"], transfer.MEASURED_RANKS)
     known = inside & ~np.asarray(derived)
     (low, high), (lower, higher) = part.interval.inside, part.interval.outside
-    if part.interval.few is not None:
-        low, high = (np.where(few, *pair) for pair in zip(part.interval.few, part.interval.inside, strict=True))
+    if part.interval.rough is not None:
+        low, high = (np.where(apart, *pair) for pair in zip(part.interval.rough, part.interval.inside, strict=True))
     words = np.where(known, "fitted", np.where(inside, "derived", "extrapolated")).astype("U12")
     return Prices(seconds, seconds * np.where(known, low, lower), seconds * np.where(known, high, higher), words)
 

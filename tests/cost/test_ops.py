@@ -175,3 +175,8 @@ def test_no_peak_for_a_dtype_is_said() -> None:
 def test_a_thousand_ops_take_milliseconds(costs: Costs) -> None:
     sizes = {"m": np.arange(1, 1001), "n": 7168, "k": 2048}
     assert len(costs.price("gemm", sizes).seconds) == 1000
+
+
+def test_no_kv_heads_are_as_many_as_heads(costs: Costs) -> None:
+    price = costs.price("attention_decode", MIDDLE["attention_decode"] | {"kv_heads": [0, 64]})
+    assert price.seconds[0] == price.seconds[1]
