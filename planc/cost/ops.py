@@ -84,6 +84,43 @@ class Costs:
             return self._experts(columns, dtype)
         return self._plain(kind, columns, dtype)
 
+    def floor(self, kind: str, sizes: Mapping[str, Any], dtype: str = "bf16") -> np.ndarray:
+        """FLOPs ÷ peak or bytes ÷ memory bandwidth, the larger, at full rates; seconds, float [n]. Compute ops only."""
+        s = _columns(kind, sizes)
+        if kind in ("gate", "head"):
+            kind, s = "gemm", {"m": s["tokens"], "n": s["experts" if kind == "gate" else "vocab"], "k": s["hidden"]}
+        if kind in ("norm", "embedding", "attention_prefill"):
+            return spec_prices.streaming(self.gpu, None, kind, s, dtype).low
+        return spec_prices.plain(self.gpu, kind, s, dtype).low
+
+    def fixed(self, kind: str) -> float:
+        """Seconds of a kernel that no size shrinks; 0 without a fit."""
+        if self.fit is None:
+            return 0.0
+        part = getattr(self.fit, {"attention_decode": kind, "mla_decode": kind}.get(kind, "gemm"))
+        if part is None:
+            return 0.0
+        return float(part.constants.xqa.overhead if kind == "attention_decode" else part.constants.overhead)
+
+    def experts_of_rank(self, s: dict[str, np.ndarray], dtype: str) -> tuple[Prices, np.ndarray, float, str]:
+        """(prices, floors, fixed seconds, family) of a rank's experts whose load is known: columns ``rows``, ``active`` and
+        ``padded`` beside those of `expert_gemm`. Constants are those of balanced loads; the rank sorts its own rows."""
+        load = loads.RankLoad(s["rows"], s["active"], s["padded"])
+        plain = spec_prices.experts(self.gpu, s, load, dtype)
+        family = f"expert_gemm{'_fp8' if dtype == 'fp8' else ''}_balanced"
+        part = getattr(self.fit, family, None)
+        if part is None:
+            return plain, plain.low, 0.0, "expert_gemm"
+        own = s | {"tokens": s["rows"] / s["top_k"], "experts": s["active"]}
+        seconds = compute.expert_gemm(part.constants, self.hardware, load, own, dtype)
+        derived = (s["gated"] == 0) | (dtype == "fp16")
+        found = _inside(part, s, seconds, derived=derived, apart=rough(family, s))
+        return found, plain.low, float(part.constants.overhead), family
+
+    def inside(self, part: Any, s: dict[str, np.ndarray], seconds: np.ndarray, derived: Any, apart: Any) -> Prices:
+        """Interval and provenance of times that a fit's form gave for sizes ``s``."""
+        return _inside(part, s, seconds, derived=derived, apart=apart)
+
     def _by_word(self, kind: str, word: np.ndarray, s: dict[str, np.ndarray]) -> Prices:
         parts = [(word == one, one) for one in np.unique(word)]
         return _merge(len(word), [(at, self._transfer(kind, str(one), _take(s, at))) for at, one in parts])

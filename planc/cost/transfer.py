@@ -63,35 +63,47 @@ def custom_all_reduce(c: Any, ranks: Array, size: Array) -> Array:
 
 
 def low_latency(c: Any, kind: str, s: dict[str, Array]) -> Array:
-    """DeepEP's low-latency dispatch or combine: one copy per token and choice, straight to its expert's rank.
+    """DeepEP's low-latency dispatch or combine: one copy per token and choice, straight to its expert's rank, evenly
+    over all experts: a share (N − 1)/N of the copies leaves its node. One set of constants serves every number of nodes,
+    so that 16 and 32 nodes follow from the form: the share, and with it the time, tends to a limit."""
+    copies = s["tokens"] * s["top_k"] * counts.wire_width(kind, "low_latency", s["hidden"])
+    away = 1.0 - 1.0 / s["nodes"]
+    return low_latency_moved(c, s, copies / s["nodes"], copies * away, copies)
 
-    A share (N − 1)/N of the copies leaves its node; those share the NIC, the others NVLink, and what arrives is taken
-    in by as many groups of warps as there are experts (one per local expert and sender). One set of constants serves every number of nodes, so that 16 and 32 nodes follow from the
-    form: the share, and with it the time, tends to a limit.
+
+def low_latency_moved(c: Any, s: dict[str, Array], stays: Array, leaves: Array, sent: Array) -> Array:
+    """The same from bytes: those of the busiest rank inside its node (``stays``), over the busiest NIC (``leaves``), and
+    those that a rank sends in all (``sent``).
+
+    Copies that leave share the NIC, the others NVLink, and what arrives is taken in by as many groups of warps as there
+    are experts (one per local expert and sender).
     """
-    nodes, tokens, hidden, top_k, experts = (s[key] for key in ("nodes", "tokens", "hidden", "top_k", "experts"))
-    width = counts.wire_width(kind, "low_latency", hidden)
-    away = 1.0 - 1.0 / nodes
-    base = c.overhead + c.per_expert * experts + c.per_hidden * hidden + c.remote_latency * away
-    copies = tokens * top_k * width
-    stays, leaves = copies / nodes / c.nvlink_bandwidth, copies * away / c.nic_bandwidth
-    taken = copies / experts / c.pair_bandwidth  # ranks × local experts pairs of sender and expert, each its own warps
-    wire = (stays**3 + leaves**3 + taken**3) ** (1.0 / 3.0)
+    away = 1.0 - 1.0 / s["nodes"]
+    base = c.overhead + c.per_expert * s["experts"] + c.per_hidden * s["hidden"] + c.remote_latency * away
+    taken = sent / s["experts"] / c.pair_bandwidth
+    wire = ((stays / c.nvlink_bandwidth) ** 3 + (leaves / c.nic_bandwidth) ** 3 + taken**3) ** (1.0 / 3.0)
     return np.asarray((base**c.overlap + wire**c.overlap) ** (1.0 / c.overlap))
 
 
 def normal(c: Any, kind: str, s: dict[str, Array]) -> Array:
-    """DeepEP's normal dispatch or combine (20 SMs), notification included. In one node a copy goes to every rank that
-    a token chose, beside work per token; over nodes one copy per node that it chose crosses the NIC. Bandwidth over 2,
-    4 and 8 nodes is measured and does not follow a simple law; beyond, that of 8 nodes is kept."""
-    nodes, tokens, hidden, top_k = (s[key] for key in ("nodes", "tokens", "hidden", "top_k"))
-    width = counts.wire_width(kind, "normal", hidden)
-    inside = c.node_overhead + c.node_per_hidden * hidden
-    ranks = counts.expected_targets(float(GPUS_PER_NODE), top_k)
-    local = smooth_max(tokens * width / c.token_bandwidth, tokens * width * ranks / c.nvlink_bandwidth, c.node_overlap)
+    """DeepEP's normal dispatch or combine (20 SMs), notification included, with choices evenly over all experts. In one
+    node a copy goes to every rank that a token chose, beside work per token; over nodes one copy per node that it chose
+    crosses the NIC."""
+    size = s["tokens"] * counts.wire_width(kind, "normal", s["hidden"])
+    ranks = counts.expected_targets(float(GPUS_PER_NODE), s["top_k"])
+    nodes = counts.expected_targets(s["nodes"], s["top_k"]) * (1.0 - 1.0 / s["nodes"])
+    return normal_moved(c, s, size * ranks, size * nodes, size)
+
+
+def normal_moved(c: Any, s: dict[str, Array], stays: Array, leaves: Array, sent: Array) -> Array:
+    """The same from bytes: copies to ranks of one node (``stays``), copies over the busiest NIC (``leaves``), and a
+    rank's tokens once each (``sent``). Bandwidth over 2, 4 and 8 nodes is measured and does not follow a simple law;
+    beyond, that of 8 nodes is kept."""
+    nodes = s["nodes"]
+    inside = c.node_overhead + c.node_per_hidden * s["hidden"]
+    local = smooth_max(sent / c.token_bandwidth, stays / c.nvlink_bandwidth, c.node_overlap)
     one = inside + local + c.filling * local / (local + inside)
     across = c.overhead + c.per_node * (nodes - 1.0)
     bandwidth = np.interp(np.log2(np.maximum(nodes, 2.0)), (1.0, 2.0, 3.0), c.nic_bandwidth)
-    sent = tokens * width * counts.expected_targets(nodes, top_k) * (1.0 - 1.0 / nodes) / bandwidth
-    many = (across**c.overlap + sent**c.overlap) ** (1.0 / c.overlap)
+    many = (across**c.overlap + (leaves / bandwidth) ** c.overlap) ** (1.0 / c.overlap)
     return np.asarray(np.where(nodes == 1, one, np.maximum(one, many)))

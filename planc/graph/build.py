@@ -47,20 +47,19 @@ class _Builder:
         self.layer: int | None = None
         self.mb = 0
         #: [dp · ep, 1] ranks, [dp · attention_dp, tp] TP groups, [dp, ep] EP groups of the current stage
-        self.each = self.groups = self.ep_groups = np.zeros((0, 1), dtype=np.int32)
+        self.each = self.groups = self.ep_groups = self.leaders = np.zeros((0, 1), dtype=np.int32)
+        self._stages: dict[int, tuple[np.ndarray, ...]] = {}
         self._rows: dict[tuple[int, int, int], tuple[np.ndarray, ...]] = {}
 
     # --- plumbing -----------------------------------------------------------------------------------------------
 
     def stage(self, stage: int) -> None:
-        """Make ``stage`` the one that following blocks run on."""
-        self.ep_groups = self.par.stage_ranks(stage)
-        self.each = self.ep_groups.reshape(-1, 1)
-        self.groups = self.ep_groups.reshape(-1, self.par.tp)
-
-    @property
-    def leaders(self) -> np.ndarray:
-        return self.groups[:, :1]
+        """Make ``stage`` the one that following blocks run on. Its blocks share these arrays, and what follows from them."""
+        if stage not in self._stages:
+            ep_groups = self.par.stage_ranks(stage)
+            groups = ep_groups.reshape(-1, self.par.tp)
+            self._stages[stage] = ep_groups, ep_groups.reshape(-1, 1), groups, groups[:, :1]
+        self.ep_groups, self.each, self.groups, self.leaders = self._stages[stage]
 
     @property
     def gating(self) -> np.ndarray:

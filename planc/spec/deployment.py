@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from planc.diagnostics import Diagnostic, Span
 from planc.spec.cluster import Cluster
-from planc.spec.fields import Degree, Name, PositiveSeconds, Strict
+from planc.spec.fields import Degree, Name, PositiveSeconds, Seconds, Strict
 from planc.spec.model import Model
 
 
@@ -144,6 +144,30 @@ class TrafficSpec(Strict):
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
 
 
+class Execution(Strict):
+    """How an engine runs the step: what prices and schedule assume beside the graph."""
+
+    all_to_all: Literal["auto", "low_latency", "normal"] = Field(
+        default="auto",
+        description="low_latency: a copy of a token per expert; normal: one per node; auto: by phase, decode low_latency",
+    )
+    compute_streams: Annotated[int, Field(ge=1, le=8)] = Field(default=1, description="kernels at a time on a GPU")
+    communication_streams: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=1, description="transfers at a time on a GPU"
+    )
+    expert_chunks: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1, description="experts start when 1/n of their tokens have come, and read their weights n times"
+    )
+    tokens_per_step: Annotated[float, Field(ge=1, le=64)] = Field(
+        default=1.0,
+        description="tokens that a decode step yields a sequence, with speculative tokens that are accepted",
+    )
+    step_overhead: Seconds = Field(default=0.0, description="time of the engine between two steps")
+    serving: Literal["apart", "together"] = Field(
+        default="apart", description="together: the GPUs that decode also prefill, in turns"
+    )
+
+
 class Claim(Strict):
     """A figure somebody stated about this deployment: data to check, never a number to reproduce."""
 
@@ -170,6 +194,7 @@ class Spec(Strict):
     target: Target = Target()
     parallelism: ParallelismSpec = ParallelismSpec()
     expert_rule: RuleOrNone = ExpertRule()
+    execution: Execution = Execution()
     placement: PlacementSpec = PlacementSpec()
     traffic: TrafficSpec | None = None
     scenarios: Annotated[dict[Name, TrafficSpec], Field(max_length=16, default_factory=dict)]

@@ -1,0 +1,158 @@
+"""What dispatch and combine carry in each layer: tokens on every link, at every rank and at every expert copy.
+
+Routing is even, as in the graph, unless the spec gives traffic: then rows, ranks and links follow from its tokens (where
+only loads are known, from loads, each expert's tokens drawn evenly from all sources). Every replica is taken on its own
+links. Numbers are tokens of one micro-batch; combine is the transpose of dispatch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from planc.cost.counts import expected_targets
+from planc.graph.traffic import copy_matrix
+from planc.placement.mesh import step_tokens
+from planc.routing import share_counts
+from planc.topology import Topology, pair_loads, token_loads, topology
+
+if TYPE_CHECKING:
+    from planc.cost.step import Step
+    from planc.placement import Placement
+    from planc.routing import Traffic
+
+Mode = Literal["low_latency", "normal"]
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """One layer's dispatch. ``rows``: float [copies], tokens at each copy; ``pairs``: float [ep, ep], copies that each
+    rank sends to each; ``links``: float [dp, links], copies over each link, in every replica; ``sent``: tokens that the
+    busiest source sends, each counted once."""
+
+    rows: np.ndarray
+    pairs: np.ndarray
+    links: np.ndarray
+    sent: float
+
+
+class Exchanges:
+    """Exchanges of a plan's layers; layers with one placement share theirs where routing is even.
+
+    ``mode`` low_latency sends a copy per expert, normal one per node. ``traffic``: where tokens go, None for evenly.
+    """
+
+    def __init__(self, plan: Step, mode: Mode, traffic: Traffic | None = None) -> None:
+        self.plan, self.mode, self.traffic = plan, mode, traffic
+        self._found: dict[object, Exchange] = {}
+
+    @cached_property
+    def topology(self) -> Topology:
+        """Links of the cluster."""
+        return topology(self.plan.spec.cluster)
+
+    def of(self, layer: int) -> Exchange:
+        """The exchange of one MoE layer."""
+        stage = self.plan.parallelism.stage_of_layer(layer)
+        key: object = (id(self.plan.placement.layers[layer]), stage) if self.traffic is None else layer
+        if key not in self._found:
+            self._found[key] = self._even(layer, stage) if self.traffic is None else self._known(layer, stage)
+        return self._found[key]
+
+    def _even(self, layer: int, stage: int) -> Exchange:
+        plan, par = self.plan, self.plan.parallelism
+        moe = plan.spec.model.moe
+        assert moe is not None
+        copies = copy_matrix(plan.spec, par, plan.placement, layer).astype(float)
+        return self._from_copies(layer, stage, copies, float(step_tokens(plan.spec, par).source))
+
+    def _from_copies(self, layer: int, stage: int, copies: np.ndarray, sent: float) -> Exchange:
+        """From ``copies``: float [ep, copies], tokens from each rank to each copy."""
+        par, part = self.plan.parallelism, self.plan.placement.layers[layer]
+        pairs = self._on_ranks(copies, layer)
+        links = np.stack([self._pair_links(ranks, pairs) for ranks in par.stage_ranks(stage).astype(np.int64)])
+        if self.mode == "normal":
+            links = links * self._shared_by_a_node(links.shape[1])
+        return Exchange(copies.sum(axis=0)[: len(part.rank)], pairs, links, sent)
+
+    def _on_ranks(self, copies: np.ndarray, layer: int) -> np.ndarray:
+        """[ep, copies] → [ep, ep]; every shard of an expert split by expert TP gets all of its tokens."""
+        par, part = self.plan.parallelism, self.plan.placement.layers[layer]
+        pairs = np.zeros((par.ep, par.ep))
+        np.add.at(pairs.T, part.rank, copies.T)
+        return np.repeat(pairs[:, :: par.expert_tp], par.expert_tp, axis=1) if par.expert_tp > 1 else pairs
+
+    def _pair_links(self, ranks: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        scale = 1 << 20  # links count whole tokens; a fraction of one must not vanish
+        source, target = np.nonzero(pairs)
+        whole = np.rint(pairs[source, target] * scale).astype(np.int64)
+        return pair_loads(self.topology, ranks[source], ranks[target], whole).tokens / scale
+
+    def _shared_by_a_node(self, links: int) -> np.ndarray:
+        """Copies of a token that are left when experts on one node share one across nodes, and experts on one GPU share
+        one inside (evenly drawn choices): a factor for every link, float [links]."""
+        moe, par, cluster = self.plan.spec.model.moe, self.plan.parallelism, self.plan.spec.cluster
+        assert moe is not None
+        nodes = max(1.0, len(np.unique(cluster.node_of_rank[: par.ep])))
+        factor = np.full(links, float(expected_targets(nodes, moe.top_k)) / moe.top_k)
+        factor[: self.topology.first["nic_up"]] = self.shared_on_a_gpu(nodes)
+        return factor
+
+    def shared_on_a_gpu(self, nodes: float) -> float:
+        """Share of the copies inside a node that are left when experts of a token on one GPU share one."""
+        moe, par = self.plan.spec.model.moe, self.plan.parallelism
+        assert moe is not None
+        gpus, choices = max(1.0, par.ep / nodes), moe.top_k / nodes
+        return min(1.0, float(expected_targets(gpus, choices)) / choices)
+
+    def _known(self, layer: int, stage: int) -> Exchange:
+        plan, par, traffic = self.plan, self.plan.parallelism, self.traffic
+        moe = plan.spec.model.moe
+        assert moe is not None and traffic is not None
+        row = plan.spec.model.moe_layer_ids.index(layer)
+        gating = np.arange(0, par.ep, par.tp if par.leaders_gate else 1)
+        tokens = step_tokens(plan.spec, par).source
+        if traffic.tokens is None:
+            load = traffic.loads[:, row].sum(axis=0)
+            counts = np.zeros((par.ep, moe.experts))
+            counts[gating] = tokens * moe.top_k * load / load.sum()
+            return self._from_copies(layer, stage, _dealt(plan.placement, layer, counts, gating), float(tokens))
+        topk = traffic.tokens.topk[:, row].astype(np.int64)
+        source = traffic.tokens.on_sources(len(gating))
+        scale = tokens * len(gating) / len(topk)
+        chosen = _copy_of(plan.placement, layer, topk, source, len(gating))
+        copies = np.zeros((par.ep, len(plan.placement.layers[layer].rank)))
+        np.add.at(copies, (gating[source][:, None], chosen), scale)
+        pairs = self._on_ranks(copies, layer)
+        target = plan.placement.layers[layer].rank[chosen].astype(np.int64)
+        way: Literal["direct", "dedup"] = "direct" if self.mode == "low_latency" else "dedup"
+        shards = (target[:, :, None] + np.arange(par.expert_tp)).reshape(len(target), -1)
+        links = np.stack(
+            [
+                token_loads(self.topology, ranks[gating[source]], ranks[shards], way).tokens * scale
+                for ranks in par.stage_ranks(stage).astype(np.int64)
+            ]
+        )
+        most = np.bincount(source, minlength=len(gating)).max() * scale
+        return Exchange(copies.sum(axis=0), pairs, links, float(most))
+
+
+def _copy_of(placement: Placement, layer: int, topk: np.ndarray, source: np.ndarray, sources: int) -> np.ndarray:
+    """The copy that serves each choice: of an expert's c copies, in rank order, the ⌊s·c ÷ sources⌋-th serves source s."""
+    part = placement.layers[layer]
+    first = np.searchsorted(part.expert, np.arange(len(part.copies)))
+    return np.asarray(first[topk] + source[:, None] * part.copies[topk] // sources)
+
+
+def _dealt(placement: Placement, layer: int, counts: np.ndarray, gating: np.ndarray) -> np.ndarray:
+    """Tokens from each rank to each copy: copies of an expert share the sources in rank order. ``counts``: float [ep, E]."""
+    part = placement.layers[layer]
+    copies = counts[:, part.expert]
+    for expert in np.flatnonzero(part.copies > 1).tolist():
+        chosen = np.flatnonzero(part.expert == expert)
+        even = share_counts(np.full(len(gating), len(chosen)), len(chosen)) / len(chosen)
+        copies[np.ix_(gating, chosen)] = counts[gating, expert][:, None] * even
+    return copies

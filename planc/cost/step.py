@@ -1,0 +1,587 @@
+"""The price of every op of a planned step: time with its interval, its floor, its fixed part, and where it comes from.
+
+Local ops are sums of kernels (`planc.cost.kernels`). Experts are priced by their own rows, in the order of their turns: the
+turns of a rank are one grouped GEMM, of which a turn costs what it adds. Collectives take the busiest rank's and link's
+bytes of the actual placement and traffic. A GPU with a fit is priced by it as long as its spec is that of the preset;
+every other by its spec. No price is below its floor: FLOPs ÷ peak, bytes ÷ bandwidth, at full rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from planc.cost import counts, transfer
+from planc.cost.exchange import Exchange, Exchanges, Mode
+from planc.cost.fits import fit_names, load_fit
+from planc.cost.kernels import Context, Kernel, kernels
+from planc.cost.loads import TILE
+from planc.cost.ops import Costs, Prices, costs_of
+from planc.graph import OpBlock, PlanGraph
+from planc.graph.traffic import byte_matrix
+from planc.placement import Parallelism, Placement
+from planc.routing import Traffic
+from planc.spec import Spec
+from planc.spec.cluster import Cluster, Gpu
+from planc.spec.load import load_cluster, load_gpu, preset_names
+from planc.topology import LINK_KINDS, LinkLoads, Topology, pair_loads
+
+#: what an op is counted under, in the order of reports
+CLASSES = ("attention", "dense", "gate", "experts", "head", "dispatch", "combine", "tp", "pp", "ends")
+_CLASS_OF = {
+    **dict.fromkeys(("attn_qkv", "attn_core", "attn_out"), "attention"),
+    **dict.fromkeys(("dense_up", "dense_down", "shared_up", "shared_down", "residual_add"), "dense"),
+    **dict.fromkeys(("gate", "aggregate"), "gate"),
+    "expert": "experts",
+    **dict.fromkeys(("embed", "lm_head", "sample"), "head"),
+    "dispatch": "dispatch",
+    "combine": "combine",
+    **dict.fromkeys(("pp_send", "pp_recv"), "pp"),
+    **dict.fromkeys(("input", "input_split", "output_collect"), "ends"),
+}
+
+
+def class_of(block: OpBlock) -> str:
+    """The class that an op's time is counted under; collectives inside a TP group are `tp`."""
+    return _CLASS_OF.get(block.kind, "tp")
+
+
+class Step(Protocol):
+    """What is priced: a verified plan, or the same plan's step with another workload."""
+
+    @property
+    def spec(self) -> Spec: ...
+    @property
+    def parallelism(self) -> Parallelism: ...
+    @property
+    def placement(self) -> Placement: ...
+    @property
+    def blocks(self) -> PlanGraph: ...
+
+
+class Price(NamedTuple):
+    """Seconds of one op: estimate, 90 % interval, floor, and the part that no size shrinks (launches, latency).
+    ``family`` names what the constants are of: errors of one family are shared, those of two are not."""
+
+    seconds: float
+    low: float
+    high: float
+    floor: float
+    fixed: float
+    provenance: str
+    family: str
+
+    @classmethod
+    def of(cls, values: Iterable[float], provenance: str, family: str) -> Price:
+        """From the five times in their order."""
+        seconds, low, high, floor, fixed = values
+        return cls(seconds, low, high, floor, fixed, provenance, family)
+
+    @property
+    def times(self) -> tuple[float, float, float, float, float]:
+        """Estimate, bounds, floor and fixed part."""
+        return self.seconds, self.low, self.high, self.floor, self.fixed
+
+
+_NOTHING = Price(0.0, 0.0, 0.0, 0.0, 0.0, "derived", "none")
+
+
+@dataclass(frozen=True, eq=False)
+class BlockPrices:
+    """Prices of the ops of one block; float [ops] each. ``parts``: the Price rows that ops are made of, summed over kernels;
+    ``links`` and ``op``: int64 [uses], the link and the op of every use of a link, ``bytes``: float [uses]; empty for
+    what crosses no link. Blocks alike share one object."""
+
+    seconds: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    floor: np.ndarray
+    fixed: np.ndarray
+    provenance: tuple[str, ...]  #: words, worst first
+    family: str
+    links: np.ndarray
+    op: np.ndarray
+    bytes: np.ndarray
+
+
+PROVENANCE_ORDER = ("spec", "derived", "extrapolated", "fitted")  #: from least to most known
+
+
+def step_prices(plan: Step, book: PriceBook | None = None, traffic: Traffic | None = None) -> StepPrices:
+    """Prices of all ops of the plan's step. ``book`` keeps prices of kernels between calls; ``traffic``: see
+    `planc.cost.exchange`."""
+    return StepPrices(plan, book or PriceBook(), traffic)
+
+
+class PriceBook:
+    """Prices of kernels by GPU, kept; kernels asked for together are priced together."""
+
+    def __init__(self) -> None:
+        self._costs: dict[int, tuple[Gpu, Costs]] = {}
+        self._prices: dict[tuple[int, Kernel], Price] = {}
+
+    def costs(self, gpu: Gpu, cluster: Cluster) -> Costs:
+        """Prices of a GPU on a cluster's links: by its fit where one ships and the spec is that of the preset."""
+        if id(gpu) not in self._costs:
+            named = gpu.name in fit_names() and gpu.name in preset_names("gpus")
+            fit = load_fit(gpu.name) if named and _same_rates(gpu, load_gpu(gpu.name)) else None
+            self._costs[id(gpu)] = gpu, costs_of(_whole_peaks(gpu), cluster.links, fit)
+        return self._costs[id(gpu)][1]
+
+    def prepare(self, costs: Costs, wanted: Iterable[Kernel]) -> None:
+        """Price kernels in as few calls as there are kinds and dtypes."""
+        groups: dict[tuple[str, str], list[Kernel]] = {}
+        for kernel in dict.fromkeys(wanted):
+            if (id(costs), kernel) not in self._prices:
+                groups.setdefault((kernel.kind, kernel.dtype), []).append(kernel)
+        for (kind, dtype), members in groups.items():
+            columns = {
+                name: np.array([dict(k.sizes)[name] for k in members], dtype=float) for name, _ in members[0].sizes
+            }
+            rows = _priced(costs, kind, columns, dtype)
+            for kernel, row in zip(members, rows, strict=True):
+                self._prices[id(costs), kernel] = row
+
+    def price(self, costs: Costs, kernel: Kernel) -> Price:
+        """The price of one kernel."""
+        if (id(costs), kernel) not in self._prices:
+            self.prepare(costs, [kernel])
+        return self._prices[id(costs), kernel]
+
+
+def _same_rates(gpu: Gpu, preset: Gpu) -> bool:
+    return gpu.peak == preset.peak and gpu.memory_bandwidth == preset.memory_bandwidth
+
+
+def _whole_peaks(gpu: Gpu) -> Gpu:
+    """The GPU with a peak for every dtype: what it cannot multiply it converts to one of 16 bit (or to what it has)."""
+    have = gpu.peak.bf16 or gpu.peak.fp16 or gpu.peak.fp8
+    peaks = {name: getattr(gpu.peak, name) or have for name in ("bf16", "fp16", "fp8")}
+    return gpu.model_copy(update={"peak": gpu.peak.model_copy(update=peaks)})
+
+
+def _priced(costs: Costs, kind: str, columns: dict[str, np.ndarray], dtype: str) -> list[Price]:
+    """Price rows of one kind: estimate, floor, fixed part."""
+    if kind == "experts":
+        found, floor, fixed, family = costs.experts_of_rank(columns, dtype)
+    else:
+        found = costs.price(kind, columns, dtype)
+        floor, fixed, family = costs.floor(kind, columns, dtype), costs.fixed(kind), _FAMILY.get(kind, kind)
+    rows = zip(
+        np.maximum(found.seconds, floor).tolist(),
+        np.maximum(found.low, floor).tolist(),
+        np.maximum(found.high, floor).tolist(),
+        floor.tolist(),
+        found.provenance.tolist(),
+        strict=True,
+    )
+    return [Price(s, low, max(high, s), f, min(fixed, s), str(word), family) for s, low, high, f, word in rows]
+
+
+_FAMILY = {"gate": "gemm", "head": "gemm", "norm": "elementwise", "embedding": "elementwise"}
+
+
+class StepPrices:
+    """Prices of a plan's blocks, each made once and shared by blocks alike."""
+
+    def __init__(self, plan: Step, book: PriceBook, traffic: Traffic | None) -> None:
+        self.plan, self.book, self.traffic = plan, book, traffic
+        self._found: dict[object, BlockPrices] = {}
+        spec = plan.spec
+        self._gpus = [book.costs(group.gpu, spec.cluster) for group in spec.cluster.groups]
+        self._at = Context(spec, plan.parallelism, kv_length(spec), product_dtype(spec))
+        self.exchanges = Exchanges(plan, self.mode, traffic)
+
+    @property
+    def mode(self) -> Mode:
+        """How dispatch and combine send."""
+        return exchange_mode(self.plan.spec)
+
+    @property
+    def topology(self) -> Topology:
+        """Links of the cluster."""
+        return self.exchanges.topology
+
+    @cached_property
+    def rate(self) -> np.ndarray:
+        """Full bandwidth of every link, B/s; float [links]."""
+        links = self.plan.spec.cluster.links
+        share = [links.nvlink.utilization] * 2 + [links.nic.utilization] * 4
+        return np.asarray(self.topology.capacity / np.array(share)[self.topology.kind_of_link])
+
+    @cached_property
+    def blocks(self) -> tuple[BlockPrices, ...]:
+        """Prices of every block of the graph, in its order."""
+        graph = self.plan.blocks.blocks
+        self._prepare(graph)
+        return tuple(self._of(block) for block in graph)
+
+    def _prepare(self, graph: Sequence[OpBlock]) -> None:
+        wanted = list(self.wanted(graph))
+        for costs in {id(c): c for c in self._gpus}.values():
+            self.book.prepare(costs, wanted)
+
+    def wanted(self, graph: Sequence[OpBlock]) -> Iterable[Kernel]:
+        """Every kernel that the blocks need but experts and collectives."""
+        seen: set[object] = set()
+        for block in graph:
+            key = self._key(block)
+            if key not in seen and not block.collective and block.kind not in ("expert", "pp_send"):
+                seen.add(key)
+                yield from kernels(self._at, block)
+
+    def _key(self, block: OpBlock) -> object:
+        """What decides the prices of a block's ops."""
+        reads = tuple((t.shape, t.dtype) for t in block.reads.values())
+        writes = tuple((t.shape, t.dtype) for t in block.writes.values())
+        place: object = 0
+        if block.kind in ("expert", "dispatch", "combine") and block.layer is not None:
+            place = block.layer if self.traffic is not None else id(self.plan.placement.layers[block.layer])
+        rows = id(block.rows) if block.kind == "expert" or block.rows is not None else 0
+        return (block.kind, block.ranks.shape, int(block.ranks[0, 0]), reads, writes, place, block.slot, rows)
+
+    def _of(self, block: OpBlock) -> BlockPrices:
+        key = self._key(block)
+        if key not in self._found:
+            if block.kind == "expert":
+                made = self._experts(block)
+            elif block.kind in ("dispatch", "combine"):
+                made = self._exchange(block)
+            elif block.collective or block.kind == "pp_send":
+                made = self._transfer(block)
+            else:
+                made = self._local(block)
+            self._found[key] = made
+        return self._found[key]
+
+    # --- local ops ----------------------------------------------------------------------------------------------
+
+    def _gpu_of_op(self, block: OpBlock) -> np.ndarray:
+        """Node group of each op's slowest rank; int [ops]. Groups with one GPU make no difference."""
+        return np.asarray(self.plan.spec.cluster.group_of_rank[block.ranks[:, 0]])
+
+    def _local(self, block: OpBlock) -> BlockPrices:
+        parts = kernels(self._at, block)
+        groups = self._gpu_of_op(block)
+        by_group = {
+            g: _added([self.book.price(self._gpus[g], kernel) for kernel in parts]) for g in np.unique(groups).tolist()
+        }
+        return _block([by_group[g] for g in groups.tolist()])
+
+    def _experts(self, block: OpBlock) -> BlockPrices:
+        """What each op's rows add to the grouped GEMM of its rank, turn after turn."""
+        plan, moe = self.plan, self.plan.spec.model.moe
+        assert moe is not None and block.layer is not None
+        exchange, part = self.exchanges.of(block.layer), plan.placement.layers[block.layer]
+        par = plan.parallelism
+        per_op = np.repeat(np.arange(len(block) // par.expert_tp), par.expert_tp) if par.expert_tp > 1 else None
+        chosen = np.flatnonzero(part.slot == block.slot)
+        chosen = chosen[np.argsort(part.rank[chosen], kind="stable")]
+        before, upto = np.zeros((par.ep, 3)), np.zeros((par.ep, 3))
+        load = np.stack([exchange.rows, exchange.rows > 0, np.ceil(exchange.rows / TILE) * TILE], axis=1)
+        np.add.at(before, part.rank[part.slot < block.slot], load[part.slot < block.slot])
+        np.add.at(upto, part.rank[part.slot <= block.slot], load[part.slot <= block.slot])
+        index = np.tile(chosen, par.dp)
+        if per_op is not None:
+            index = index[per_op]
+        groups = self._gpu_of_op(block)
+        ranks = part.rank[index]
+        rows = []
+        for n, (rank, group) in enumerate(zip(ranks.tolist(), groups.tolist(), strict=True)):
+            rows.append((n, group, tuple(before[rank]), tuple(upto[rank])))
+        tokens = float(exchange.pairs.sum() / moe.top_k / par.expert_tp)
+        wanted: dict[int, set[Kernel]] = {}
+        for _, group, *loads in rows:
+            wanted.setdefault(group, set()).update(self._grouped(load, tokens) for load in loads if load[0])
+        for group, members in wanted.items():
+            self.book.prepare(self._gpus[group], sorted(members, key=lambda k: k.sizes))
+        chunks = plan.spec.execution.expert_chunks
+        found = []
+        for _, group, less, more in rows:
+            last = self.book.price(self._gpus[group], self._grouped(more, tokens)) if more[0] else _NOTHING
+            first = self.book.price(self._gpus[group], self._grouped(less, tokens)) if less[0] else _NOTHING
+            found.append(_times(_less(last, first), chunks))
+        return _block(found)
+
+    def _grouped(self, load: tuple[float, ...], tokens: float) -> Kernel:
+        model, par = self.plan.spec.model, self.plan.parallelism
+        moe, chunks = model.moe, self.plan.spec.execution.expert_chunks
+        assert moe is not None
+        rows, active, padded = load
+        sizes = {
+            "rows": max(rows / chunks, 1.0),
+            "active": active,
+            "padded": max(padded / chunks, active * TILE),
+            "tokens": max(tokens, 1.0),
+            "hidden": model.hidden,
+            "intermediate": moe.intermediate,
+            "experts": moe.experts,
+            "top_k": moe.top_k,
+            "ep": par.ep / par.expert_tp,
+            "tp": par.expert_tp,
+            "gated": float(moe.gated),
+        }
+        return Kernel("experts", tuple((k, float(v)) for k, v in sizes.items()), model.dtype_of("expert_weights"))
+
+    # --- communication ------------------------------------------------------------------------------------------
+
+    def _slowest(self, block: OpBlock) -> Costs:
+        """Prices of the group with the least memory bandwidth among a block's ranks: a collective waits for it."""
+        groups = np.unique(self.plan.spec.cluster.group_of_rank[block.ranks]).tolist()
+        found: list[Costs] = [self._gpus[g] for g in groups]
+        return min(found, key=lambda c: (c.fit is not None, float(c.gpu.memory_bandwidth)))
+
+    def _exchange(self, block: OpBlock) -> BlockPrices:
+        """Dispatch or combine of every replica."""
+        spec, par = self.plan.spec, self.plan.parallelism
+        assert block.layer is not None and spec.model.moe is not None
+        exchange = self.exchanges.of(block.layer)
+        role = block.kind
+        dtype = spec.model.dtype_of(role)
+        width = float(spec.model.hidden * spec.model.bytes_of("dispatch" if role == "dispatch" else "combine"))
+        if role == "dispatch" and dtype == "fp8":
+            width = float(counts.wire_width("dispatch", "low_latency", spec.model.hidden))
+        pairs = exchange.pairs if role == "dispatch" else exchange.pairs.T
+        if role == "combine" and par.expert_tp > 1:
+            pairs = pairs * (np.arange(par.ep) % par.expert_tp == 0)[:, None]
+        found, ops, links, sizes = [], [], [], []
+        for op, ranks in enumerate(block.ranks.astype(np.int64)):
+            loads = exchange.links[op]
+            if role == "combine":
+                loads = _reversed(self.topology, loads)
+            used = np.flatnonzero(loads)
+            found.append(self._exchange_price(block, role, dtype, width, ranks, pairs, exchange, loads))
+            links.append(used)
+            ops.append(np.full(len(used), op))
+            sizes.append(loads[used] * width)
+        return _block(found, np.concatenate(links), np.concatenate(ops), np.concatenate(sizes))
+
+    def _exchange_price(
+        self,
+        block: OpBlock,
+        role: str,
+        dtype: str,
+        width: float,
+        ranks: np.ndarray,
+        pairs: np.ndarray,
+        exchange: Exchange,
+        loads: np.ndarray,
+    ) -> Price:
+        spec, moe = self.plan.spec, self.plan.spec.model.moe
+        assert moe is not None
+        costs, cluster, nic = self._slowest(block), spec.cluster, spec.cluster.links.nic
+        domain = cluster.domain_of_rank[ranks]
+        inside = pairs * (domain[:, None] == domain[None, :])
+        stays = max(inside.sum(axis=0).max(), inside.sum(axis=1).max()) * width
+        far = self.topology.first["nic_up"]
+        leaves = float((loads[far:] / self.rate[far:]).max(initial=0.0)) * nic.bandwidth * width
+        sent = float(pairs.sum(axis=1).max() if role == "dispatch" else pairs.sum(axis=0).max()) * width
+        floor = float((loads / self.rate).max(initial=0.0)) * width
+        nodes = len(np.unique(domain))
+        fit = getattr(costs.fit, f"{role}_{self.mode}", None)
+        family = f"{role}_{self.mode}"
+        if fit is None or (self.mode == "normal" and nodes > 1 and not _like_measured(cluster)):
+            return self._by_links(loads * width, floor, family)
+        if self.mode == "normal":
+            stays, sent = stays * self.exchanges.shared_on_a_gpu(nodes), exchange.sent * width
+        near_scale, far_scale = self._against_preset(costs.gpu.name)
+        sizes = {
+            "nodes": float(nodes),
+            "tokens": max(sent / width / (moe.top_k if self.mode == "low_latency" else 1), 1.0),
+            "hidden": float(spec.model.hidden),
+            "top_k": float(moe.top_k),
+            "experts": float(moe.experts),
+        }
+        s = {name: np.array([value]) for name, value in sizes.items()}
+        form = transfer.low_latency_moved if self.mode == "low_latency" else transfer.normal_moved
+        moved = [np.array([max(v, 1.0)]) for v in (stays / near_scale, leaves / far_scale, sent)]
+        seconds = form(fit.constants, s, *moved)
+        fixed = float(form(fit.constants, s, *(np.array([1.0]),) * 3)[0])
+        even = near_scale == far_scale == 1.0 and _like_measured(cluster) and len(ranks) % transfer.GPUS_PER_NODE == 0
+        told = dtype == ("fp8" if role == "dispatch" else "bf16")
+        found = costs.inside(
+            fit, s, seconds, derived=np.array([not (even and told)]), apart=self.mode == "normal" and nodes > 1
+        )
+        return _price(found, floor, fixed, family)
+
+    def _against_preset(self, gpu: str) -> tuple[float, float]:
+        """Bandwidth of the cluster's NVLink and NIC over that of the machines that were measured."""
+        links = self.plan.spec.cluster.links
+        if gpu not in preset_names("clusters"):
+            return 1.0, 1.0
+        preset = load_cluster(gpu).links
+        return links.nvlink.bandwidth / preset.nvlink.bandwidth, links.nic.bandwidth / preset.nic.bandwidth
+
+    def _by_links(self, sizes: np.ndarray, floor: float, family: str) -> Price:
+        """Latency of the farthest class used + bytes ÷ planned bandwidth of the busiest link."""
+        from planc.cost.spec_prices import KERNEL, WIDER
+
+        used = np.flatnonzero(sizes)
+        if not len(used):
+            return _NOTHING._replace(family=family, provenance="spec")
+        kinds = set(self.topology.kind_of_link[used].tolist())
+        links = self.plan.spec.cluster.links
+        far = any(LINK_KINDS[k].startswith(("nic", "spine")) for k in kinds)
+        latency = links.nic.latency if far else links.nvlink.latency
+        if far and links.leaf is not None:
+            latency += links.leaf.latency
+        if any(LINK_KINDS[k].startswith("spine") for k in kinds) and links.spine is not None:
+            latency += links.spine.latency
+        seconds = latency + float((sizes[used] / self.topology.capacity[used]).max())
+        return Price(seconds, floor, WIDER * seconds + KERNEL, floor, latency, "spec", family)
+
+    def _transfer(self, block: OpBlock) -> BlockPrices:
+        """Collectives of a TP group, the scatter of the input, and hand-overs between stages."""
+        found, links, ops, sizes = [], [], [], []
+        first: Price | None = None
+        near = self._inside_domains(block)
+        for op in range(len(block)):
+            loads = self._loads(block, op)
+            used = np.flatnonzero(loads)
+            links.append(used)
+            ops.append(np.full(len(used), op))
+            sizes.append(loads[used])
+            if first is None or block.rows is not None or not near:
+                first = self._collective(block, op, loads)
+            found.append(first)
+        return _block(found, np.concatenate(links), np.concatenate(ops), np.concatenate(sizes))
+
+    def _inside_domains(self, block: OpBlock) -> bool:
+        domain = self.plan.spec.cluster.domain_of_rank[block.ranks]
+        return block.kind != "pp_send" and bool((domain == domain[:, :1]).all())
+
+    def _loads(self, block: OpBlock, op: int) -> np.ndarray:
+        """Bytes on every link, float [links]."""
+        par = self.plan.parallelism
+        ranks = block.ranks[op].astype(np.int64)
+        if block.kind == "pp_send":
+            size = np.array([block.writes["x"].row_bytes])
+            return pair_loads(self.topology, ranks, ranks + par.ep, size).tokens.astype(float)
+        group = len(ranks)
+        if block.kind == "broadcast":  # as a library does it: the root scatters, everybody gathers
+            matrix = np.full((group, group), block.writes["x"].row_bytes // group)
+        else:
+            matrix = byte_matrix(self.plan.spec, par, self.plan.placement, block, op)
+        if block.kind == "input_split":
+            matrix = matrix // par.tp  # the ranks of a TP group read one copy
+        np.fill_diagonal(matrix, 0)
+        source, target = np.nonzero(matrix)
+        return pair_loads(self.topology, ranks[source], ranks[target], matrix[source, target]).tokens.astype(float)
+
+    def _collective(self, block: OpBlock, op: int, loads: np.ndarray) -> Price:
+        floor = float((loads / self.rate).max(initial=0.0))
+        kind = {"broadcast": "all_gather"}.get(block.kind, block.kind)
+        costs, group = self._slowest(block), block.ranks.shape[1]
+        if (
+            kind not in ("all_reduce", "all_gather", "reduce_scatter")
+            or costs.fit is None
+            or not self._inside_domains(block)
+        ):
+            return self._by_links(loads, floor, kind if block.kind != "pp_send" else "p2p")
+        tensor = next(iter((block.writes if kind == "all_gather" else block.reads).values()))
+        size = float(tensor.row_bytes * (block.row_count(op) or 1 if tensor.shape[0] < 0 else 1))
+        choices = ("custom", "nccl") if kind == "all_reduce" else ("nccl",)
+        best: Price | None = None
+        for library in choices:
+            sizes = {"ranks": float(group), "bytes": max(size, 1.0)}
+            found = costs.price(kind, sizes | {"library": library})
+            least = costs.price(kind, {"ranks": float(group), "bytes": 1.0, "library": library})
+            near, _ = self._against_preset(costs.gpu.name)
+            price = _price(found, floor, float(least.seconds[0]), f"{kind}_{library}")
+            wire = price.seconds - price.fixed
+            price = price._replace(seconds=max(floor, price.fixed + wire / near))
+            if near != 1.0 or block.kind == "broadcast":
+                price = price._replace(provenance="derived")
+            best = price if best is None or price.seconds < best.seconds else best
+        assert best is not None
+        return best
+
+
+def kv_length(spec: Spec) -> float:
+    """Tokens of a sequence in the KV cache at a decode step: the input, and half of the output on average."""
+    return spec.workload.isl + spec.workload.osl / 2
+
+
+def product_dtype(spec: Spec) -> str:
+    """Dtype of products of activations: theirs, 16 bit if they are stored in 8."""
+    dtype = spec.model.dtype_of("activations")
+    return "bf16" if dtype == "fp8" else dtype
+
+
+def exchange_mode(spec: Spec) -> Mode:
+    """How dispatch and combine send: as asked, else low-latency to decode and normal to prefill."""
+    asked = spec.execution.all_to_all
+    return asked if asked != "auto" else "low_latency" if spec.workload.phase == "decode" else "normal"
+
+
+def _like_measured(cluster: Cluster) -> bool:
+    """Nodes of eight GPUs with a NIC each, as dispatch and combine were measured on."""
+    return all(
+        g.gpus_per_node == transfer.GPUS_PER_NODE and g.nvlink_domain in (0, g.gpus_per_node) for g in cluster.groups
+    ) and cluster.links.nic.rails in (0, transfer.GPUS_PER_NODE)
+
+
+def _reversed(topology: Topology, loads: np.ndarray) -> np.ndarray:
+    """The loads when everything goes the other way."""
+    return LinkLoads(topology, loads).reversed().tokens
+
+
+def _price(found: Prices, floor: float, fixed: float, family: str) -> Price:
+    """One row of Prices."""
+    seconds, low, high = (float(getattr(found, name)[0]) for name in ("seconds", "low", "high"))
+    word = str(found.provenance[0])
+    return Price(
+        max(seconds, floor),
+        max(low, floor),
+        max(high, floor, seconds),
+        floor,
+        min(fixed, max(seconds, floor)),
+        word,
+        family,
+    )
+
+
+def _added(parts: Sequence[Price]) -> Price:
+    """Kernels one after another."""
+    if not parts:
+        return _NOTHING
+    sums = [sum(values) for values in zip(*(p.times for p in parts), strict=True)]
+    word = min((p.provenance for p in parts), key=PROVENANCE_ORDER.index)
+    return Price.of(sums, word, max(parts, key=lambda p: p.seconds).family)
+
+
+def _less(whole: Price, part: Price) -> Price:
+    """What a whole has more than a part of it."""
+    values = [max(0.0, a - b) for a, b in zip(whole.times, part.times, strict=True)]
+    return Price.of(values, whole.provenance, whole.family)
+
+
+def _times(price: Price, count: int) -> Price:
+    return price if count == 1 else Price.of([count * v for v in price.times], price.provenance, price.family)
+
+
+def _block(
+    rows: Sequence[Price],
+    links: np.ndarray | None = None,
+    op: np.ndarray | None = None,
+    size: np.ndarray | None = None,
+) -> BlockPrices:
+    seconds, low, high, floor, fixed = np.array([row.times for row in rows]).T.copy()
+    none = np.zeros(0, dtype=np.int64)
+    words = tuple(sorted({row.provenance for row in rows}, key=PROVENANCE_ORDER.index))
+    return BlockPrices(
+        seconds,
+        low,
+        high,
+        floor,
+        fixed,
+        words,
+        rows[0].family,
+        none if links is None else links,
+        none if op is None else op,
+        np.zeros(0) if size is None else size,
+    )

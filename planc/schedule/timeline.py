@@ -1,0 +1,332 @@
+"""A simulated step as a whole: what was busy when, what decided its length, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from planc.cost.step import CLASSES, PriceBook, Step, StepPrices, class_of
+from planc.graph import Expanded, OpBlock, expand
+from planc.routing import Traffic
+from planc.schedule.order import on_communication_stream, program_order, takes_time
+from planc.schedule.simulate import Run, Slow, Wiring, simulate
+
+SPLIT = ("computation", "communication", "synchronisation", "overhead")
+_ALIKE = 1e-9  #: times that differ by less than this share of the step are one
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """One op of the critical path. ``cause``: what it waited for last: `data` of the op before it in the path, its `stream`,
+    or nothing (`start`). ``delayed``: seconds that other transfers on its links cost it."""
+
+    block: int
+    op: int
+    start: float
+    end: float
+    cause: Literal["data", "stream", "start"]
+    delayed: float
+
+
+@dataclass(frozen=True, eq=False)
+class Usage:
+    """Seconds by rank over the step, float [world]: ``compute`` and ``communication`` streams busy (the union of several);
+    ``exposed``: communication while nothing is computed; ``overlapped``: both; ``idle``: neither; ``fixed``: of
+    ``compute``, launches and other parts that no size shrinks. compute + exposed + idle is the step on every rank."""
+
+    compute: np.ndarray
+    communication: np.ndarray
+    exposed: np.ndarray
+    overlapped: np.ndarray
+    idle: np.ndarray
+    fixed: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """The simulated step of a plan. ``order``: blocks in program order; ``run``: start and end of every op; ``again``: the
+    same step right after it, on the same GPUs."""
+
+    plan: Step
+    prices: StepPrices
+    wiring: Wiring
+    order: tuple[int, ...]
+    run: Run
+    again: Run | None = None
+
+    @property
+    def step(self) -> float:
+        """Seconds from the first start to the last end."""
+        return self.run.makespan
+
+    @property
+    def period(self) -> float:
+        """Seconds from step to step when steps follow each other: without the way in and out through the first rank, and
+        with pipeline stages filled. Where the model has no vocabulary, hidden states come in anew: the whole step."""
+        return self.step if self.again is None else self.again.makespan - self.step
+
+    @cached_property
+    def start(self) -> np.ndarray:
+        """Start of every op, s; float [ops], numbered as in `PlanGraph`."""
+        return np.concatenate(self.run.start)
+
+    @cached_property
+    def end(self) -> np.ndarray:
+        """End of every op, s; float [ops]."""
+        return np.concatenate(self.run.end)
+
+    @cached_property
+    def expanded(self) -> Expanded:
+        """The graph's edges as arrays."""
+        return expand(self.plan.blocks)
+
+    def stream_of(self, block: OpBlock) -> Literal["compute", "communication"]:
+        """Kind of stream that the block's ops take."""
+        return "communication" if on_communication_stream(block) else "compute"
+
+    @cached_property
+    def intervals(self) -> tuple[np.ndarray, ...]:
+        """Every occupation of a stream: (rank, far, lane, op, start, end), one entry per member of an op; ``far`` is 1 for
+        communication streams. Sorted by rank, kind of stream, lane and start."""
+        parts = []
+        for number, block in enumerate(self.plan.blocks.blocks):
+            if not takes_time(block):
+                continue
+            width = block.ranks.shape[1]
+            ops = np.repeat(np.arange(len(block)), width)
+            lane = np.broadcast_to(np.asarray(self.run.lanes[number]), block.ranks.shape).reshape(-1)
+            far = np.full(block.ranks.size, int(on_communication_stream(block)))
+            first = int(self.plan.blocks.first_op[number])
+            parts.append(
+                (
+                    block.ranks.reshape(-1),
+                    far,
+                    lane,
+                    ops + first,
+                    self.run.start[number][ops],
+                    self.run.end[number][ops],
+                )
+            )
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        order = np.lexsort((columns[3], columns[4], columns[2], columns[1], columns[0]))
+        return tuple(column[order] for column in columns)
+
+    def stream_busy(self) -> dict[tuple[int, str, int], float]:
+        """(rank, kind of stream, lane) -> seconds busy. What is left to `step` is idle."""
+        rank, far, lane, _, start, end = self.intervals
+        execution, world = self.plan.spec.execution, self.plan.blocks.world_size
+        lanes = execution.compute_streams, execution.communication_streams
+        table = np.zeros((world, 2, max(lanes)))
+        np.add.at(table, (rank, far, lane), end - start)
+        return {
+            (r, kind, n): float(table[r, f, n])
+            for r in range(world)
+            for f, kind in enumerate(("compute", "communication"))
+            for n in range(lanes[f])
+        }
+
+    @cached_property
+    def usage(self) -> Usage:
+        """Busy, exposed, overlapped and idle seconds of every rank."""
+        rank, far, _, op, start, end = self.intervals
+        world = self.plan.blocks.world_size
+        at = np.concatenate([start, end])
+        who = np.concatenate([rank, rank])
+        by = np.concatenate([far, far])
+        way = np.concatenate([np.ones(len(start), dtype=np.int64), -np.ones(len(end), dtype=np.int64)])
+        order = np.lexsort((way, at, who))
+        at, who, by, way = at[order], who[order], by[order], way[order]
+        near = np.cumsum(np.where(by == 0, way, 0)) > 0  # every rank's ends close its starts, so sums begin at 0 again
+        away = np.cumsum(np.where(by == 1, way, 0)) > 0
+        same = who[1:] == who[:-1]
+        span = np.where(same, at[1:] - at[:-1], 0.0)
+
+        def total(when: np.ndarray) -> np.ndarray:
+            return np.bincount(who[:-1], weights=span * when[:-1], minlength=world)
+
+        fixed = np.concatenate([p.fixed for p in self.prices.blocks])
+        compute, both = total(near), total(near & away)
+        launches = np.bincount(rank[far == 0], weights=fixed[op[far == 0]], minlength=world)
+        communication = total(away)
+        exposed = communication - both
+        idle = self.step - compute - exposed
+        return Usage(compute, communication, exposed, both, idle, np.minimum(launches, compute))
+
+    @property
+    def split(self) -> dict[str, float]:
+        """Shares of the step, mean over ranks: computation, communication that nothing hides, synchronisation (waiting for
+        others), overhead (launches, which no size shrinks)."""
+        usage = self.usage
+        compute, fixed = float(usage.compute.mean()), float(usage.fixed.mean())
+        parts = compute - fixed, float(usage.exposed.mean()), float(usage.idle.mean()), fixed
+        return {name: part / self.step for name, part in zip(SPLIT, parts, strict=True)}
+
+    @property
+    def overlap_efficiency(self) -> float:
+        """Share of communication that computation hides, over all ranks; 0 where there is none."""
+        total = float(self.usage.communication.sum())
+        return float(self.usage.overlapped.sum()) / total if total else 0.0
+
+    # --- links --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def link_bytes(self) -> np.ndarray:
+        """Bytes over every link in the step, float [links]."""
+        total = np.zeros(len(self.prices.rate))
+        for price in self.prices.blocks:
+            if len(price.links):
+                total += np.bincount(price.links, weights=price.bytes, minlength=len(total))
+        return total
+
+    @property
+    def link_utilization(self) -> np.ndarray:
+        """Share of every link's full bandwidth that the step uses, float [links]."""
+        return np.asarray(self.link_bytes / (self.prices.rate * self.step))
+
+    # --- the critical path --------------------------------------------------------------------------------------
+
+    @cached_property
+    def critical_path(self) -> tuple[Stretch, ...]:
+        """The ops that decided the length of the step, first to last: each starts when the one before ends."""
+        blocks, first_op = self.plan.blocks.blocks, self.plan.blocks.first_op
+        expanded = self.expanded
+        by_target = np.argsort(expanded.target, kind="stable")
+        cuts = np.searchsorted(expanded.target[by_target], np.arange(len(self.end) + 1))
+        block_of = np.repeat(np.arange(len(blocks)), np.diff(first_op))
+        rank, far, _, ops, _, ends = self.intervals
+        held = np.lexsort((ends, far, rank))
+        lookup = (rank[held] * 2 + far[held], ends[held], ops[held])
+        near = _ALIKE * self.step
+        op = int(np.argmax(self.end))
+        path: list[Stretch] = []
+        while True:
+            block = int(block_of[op])
+            start = float(self.start[op])
+            sources = expanded.source[by_target[cuts[op] : cuts[op + 1]]]
+            before, cause = -1, "start"
+            if len(sources):
+                latest = int(sources[np.argmax(self.end[sources])])
+                if self._arrives(latest, block, block_of) >= start - near and start > near:
+                    before, cause = latest, "data"
+            if before < 0 and start > near and takes_time(blocks[block]):
+                own = int(op - first_op[block])
+                found = _last_on_streams(
+                    lookup, blocks[block].ranks[own], on_communication_stream(blocks[block]), start + near, op
+                )
+                before, cause = found, "stream" if found >= 0 else "start"
+            price = float(self.prices.blocks[block].seconds[op - first_op[block]])
+            if not takes_time(blocks[block]):
+                price = 0.0
+            end = float(self.end[op])
+            path.append(Stretch(block, int(op - first_op[block]), start, end, cause, max(0.0, end - start - price)))  # type: ignore[arg-type]
+            if before < 0:
+                return tuple(reversed(path))
+            op = before
+
+    def _arrives(self, source: int, block: int, block_of: np.ndarray) -> float:
+        """When what ``source`` sends is there: for experts that start on a part, its first part."""
+        kinds = self.plan.blocks.blocks[block_of[source]].kind, self.plan.blocks.blocks[block].kind
+        chunks = self.plan.spec.execution.expert_chunks
+        end = float(self.end[source])
+        if chunks > 1 and kinds == ("dispatch", "expert"):
+            return float(self.start[source]) + (end - float(self.start[source])) / chunks
+        return end
+
+    @property
+    def path_by_class(self) -> dict[str, float]:
+        """Seconds of the critical path by class of op; their sum is the step."""
+        total = dict.fromkeys(CLASSES, 0.0)
+        at = 0.0
+        for stretch in self.critical_path:
+            key = class_of(self.plan.blocks.blocks[stretch.block])
+            total[key] += max(0.0, stretch.end - max(at, stretch.start))
+            at = max(at, stretch.end)
+        return {key: value for key, value in total.items() if value > 0}
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """Bounds of the step's 90 % interval, s: deviations of one family of ops add up along the critical path, those of
+        several families as independent ones do."""
+        down: dict[str, float] = {}
+        up: dict[str, float] = {}
+        for stretch in self.critical_path:
+            price = self.prices.blocks[stretch.block]
+            s, low, high = (float(v[stretch.op]) for v in (price.seconds, price.low, price.high))
+            down[price.family] = down.get(price.family, 0.0) + s - low
+            up[price.family] = up.get(price.family, 0.0) + high - s
+        less, more = (float(np.sqrt(sum(v * v for v in part.values()))) for part in (down, up))
+        return max(self.floor, self.step - less), self.step + more
+
+    @cached_property
+    def floor(self) -> float:
+        """Seconds that the step takes at least: the longest way through the graph, and the most work of one compute stream,
+        when every op takes its floor (bytes ÷ bandwidth, FLOPs ÷ peak, at full rates; no latency, no launch)."""
+        ends: list[np.ndarray] = [np.zeros(0)] * len(self.plan.blocks.blocks)
+        busy = np.zeros(self.plan.blocks.world_size)
+        for number in self.order:
+            block, price = self.plan.blocks.blocks[number], self.prices.blocks[number]
+            ready = np.zeros(len(block))
+            for feed in self.wiring.feeds[number]:
+                ready = feed.latest(ready, ends[feed.source])
+            ends[number] = ready + (price.floor if takes_time(block) else 0.0)
+            if takes_time(block) and not on_communication_stream(block):
+                busy[block.ranks[:, 0]] += price.floor
+        longest = max(float(end.max()) for end in ends)
+        return max(longest, float(busy.max()) / self.plan.spec.execution.compute_streams)
+
+    @property
+    def provenance(self) -> dict[str, float]:
+        """Share of the critical path by where its prices come from, least known first; a price of several kinds counts as
+        the least known of them."""
+        total: dict[str, float] = {}
+        for stretch in self.critical_path:
+            word = self.prices.blocks[stretch.block].provenance[0]
+            total[word] = total.get(word, 0.0) + stretch.end - stretch.start
+        everything = sum(total.values()) or 1.0
+        return {word: value / everything for word, value in sorted(total.items())}
+
+
+def _last_on_streams(
+    lookup: tuple[np.ndarray, np.ndarray, np.ndarray], ranks: np.ndarray, far: bool, upto: float, op: int
+) -> int:
+    """The op that ended last, not after ``upto``, on a stream of one of the ranks; -1 for none."""
+    keys, ends, ops = lookup
+    best, found = -1.0, -1
+    for rank in ranks.tolist():
+        first, last = np.searchsorted(keys, [rank * 2 + int(far), rank * 2 + int(far) + 1])
+        at = int(first + np.searchsorted(ends[first:last], upto, side="right")) - 1
+        while at >= first and ops[at] == op:
+            at -= 1
+        if at >= first and ends[at] > best:
+            best, found = float(ends[at]), int(ops[at])
+    return found
+
+
+def timeline(
+    plan: Step,
+    *,
+    book: PriceBook | None = None,
+    traffic: Traffic | None = None,
+    slow: Slow | None = None,
+    whole: bool = False,
+    wiring: Wiring | None = None,
+    order: Sequence[int] | None = None,
+) -> Timeline:
+    """Price and simulate the plan's step.
+
+    ``book`` keeps prices between calls; ``traffic``: where tokens go (`planc.cost.exchange`); ``slow``: GPUs and links that
+    are slower than planned; ``whole``: simulate every layer, alike or not; ``wiring`` and ``order``: those of another step
+    of the same structure.
+    """
+    prices = StepPrices(plan, book or PriceBook(), traffic)
+    wiring = wiring or Wiring(expand(plan.blocks))
+    chosen = tuple(order if order is not None else program_order(plan, prices.blocks))
+    run = simulate(plan, prices, chosen, wiring, slow=slow, whole=whole)
+    again = None
+    if plan.spec.model.vocab:
+        again = simulate(plan, prices, chosen, wiring, after=run, slow=slow, whole=whole)
+    return Timeline(plan, prices, wiring, chosen, run, again)
