@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -26,7 +26,7 @@ from planc.graph.traffic import byte_matrix
 from planc.placement import Parallelism, Placement
 from planc.routing import Traffic
 from planc.spec import Spec
-from planc.spec.cluster import Cluster, Gpu
+from planc.spec.cluster import Cluster, Gpu, Links
 from planc.spec.load import load_cluster, load_gpu, preset_names
 from planc.topology import LINK_KINDS, LinkLoads, Topology, pair_loads
 
@@ -410,11 +410,10 @@ class StepPrices:
 
     def _against_preset(self, gpu: str) -> tuple[float, float]:
         """Bandwidth of the cluster's NVLink and NIC over that of the machines that were measured."""
-        links = self.plan.spec.cluster.links
-        if gpu not in preset_names("clusters"):
+        links, measured = self.plan.spec.cluster.links, _measured_links(gpu)
+        if measured is None:
             return 1.0, 1.0
-        preset = load_cluster(gpu).links
-        return links.nvlink.bandwidth / preset.nvlink.bandwidth, links.nic.bandwidth / preset.nic.bandwidth
+        return links.nvlink.bandwidth / measured.nvlink.bandwidth, links.nic.bandwidth / measured.nic.bandwidth
 
     def _by_links(self, sizes: np.ndarray, floor: float, family: str) -> Price:
         """Latency of the farthest class used + bytes ÷ planned bandwidth of the busiest link."""
@@ -499,6 +498,12 @@ class StepPrices:
             best = price if best is None or price.seconds < best.seconds else best
         assert best is not None
         return best
+
+
+@cache
+def _measured_links(gpu: str) -> Links | None:
+    """Links of the cluster preset of a GPU's name."""
+    return load_cluster(gpu).links if gpu in preset_names("clusters") else None
 
 
 def kv_length(spec: Spec) -> float:

@@ -1,0 +1,156 @@
+"""What the schedule means for those who serve: TPOT, TTFT, TPS, the largest concurrency.
+
+TPOT: seconds from decode step to decode step, divided by the tokens that a step yields a sequence. Where the same GPUs also
+prefill (`serving: together`), the prompts that arrive while a sequence decodes take their turns: at a steady concurrency one
+prompt comes for every sequence that ends, so a token waits for batch ÷ osl prompts on average. TTFT: the prefill steps of
+one prompt on every TP group at once, without waiting in a queue. TPS: batch ÷ TPOT (Little's law).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from planc.cost import Floors, step_floors
+from planc.cost.step import PriceBook, Step
+from planc.placement import largest_that_fits, memory_table, step_tokens
+from planc.routing import Traffic
+from planc.schedule.simulate import Slow
+from planc.schedule.timeline import Timeline, timeline
+from planc.schedule.workload import at_workload, changed
+from planc.verify import Draft, VerifiedPlan
+
+#: prompt tokens of a TP group in a prefill step, where the spec does not say: one prompt, at most so many at a time
+CHUNKS = (16384, 8192, 4096, 2048, 1024, 512, 256, 128)
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """The prediction for one plan. ``decode`` and ``prefill``: the simulated steps, None where that step does not fit;
+    ``missing``: key -> why it is not there; ``planned``: floors of the plan's own step at planned utilisation."""
+
+    plan: Step
+    decode: Timeline | None
+    prefill: Timeline | None
+    missing: dict[str, str]
+    planned: Floors | None = None
+
+    @property
+    def prefill_steps(self) -> int:
+        """Prefill steps of one prompt."""
+        assert self.prefill is not None
+        work = self.prefill.plan.spec.workload
+        return -(-work.isl // (work.prefill_chunk or work.isl))
+
+    @property
+    def prefill_share(self) -> float:
+        """Seconds of prefill that a decode step waits for, where the same GPUs do both; else 0."""
+        spec = self.plan.spec
+        if spec.execution.serving == "apart" or self.prefill is None or spec.workload.osl == 0:
+            return 0.0
+        work, par = spec.workload, self.plan.parallelism
+        at_once = step_tokens(self.prefill.plan.spec, par).padded
+        return float(work.batch * work.isl / at_once * self.prefill.period / work.osl)
+
+    def _tpot(self, step: float) -> float:
+        execution = self.plan.spec.execution
+        return (step + execution.step_overhead) / execution.tokens_per_step + self.prefill_share
+
+    @cached_property
+    def tpot(self) -> float | None:
+        """Seconds per output token."""
+        return None if self.decode is None else self._tpot(self.decode.period)
+
+    @cached_property
+    def ttft(self) -> float | None:
+        """Seconds to the first token."""
+        return None if self.prefill is None else self.prefill_steps * self.prefill.step
+
+    @property
+    def tps(self) -> float | None:
+        """Output tokens per second of the deployment."""
+        return None if self.tpot is None else self.plan.spec.workload.batch / self.tpot
+
+    @property
+    def tps_per_gpu(self) -> float | None:
+        """TPS over the GPUs of the plan."""
+        return None if self.tps is None else self.tps / self.plan.parallelism.world_size
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """90 % intervals of the above."""
+        found: dict[str, tuple[float, float]] = {}
+        if self.decode is not None and self.tpot is not None:
+            low, high = (self._tpot(v + self.decode.period - self.decode.step) for v in self.decode.interval)
+            found["tpot_s"] = low, high
+            batch = self.plan.spec.workload.batch
+            found["tps"] = batch / high, batch / low
+            world = self.plan.parallelism.world_size
+            found["tps_per_gpu"] = batch / high / world, batch / low / world
+        if self.prefill is not None:
+            low, high = self.prefill.interval
+            found["ttft_s"] = low * self.prefill_steps, high * self.prefill_steps
+        return found
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """No plan of this shape is quicker: bytes ÷ bandwidth and FLOPs ÷ peak at full rates along the schedule; and, named
+        `planned_…`, the floors at the utilisation that the spec counts on (`planc.cost.step_floors`)."""
+        found: dict[str, float] = {}
+        if self.decode is not None:
+            found["tpot_s"] = self.decode.floor / self.plan.spec.execution.tokens_per_step
+        if self.prefill is not None:
+            found["ttft_s"] = self.prefill.floor * self.prefill_steps
+        for name in ("memory", "compute", "transfer", "latency"):
+            if self.planned is not None:
+                found[f"planned_{name}_s"] = getattr(self.planned, name)
+        return found
+
+    @cached_property
+    def concurrency(self) -> int:
+        """The largest batch that fits memory."""
+        return largest_that_fits(self.plan.spec, self.plan.parallelism, self.plan.placement, "batch")
+
+
+def estimate(
+    plan: VerifiedPlan, *, book: PriceBook | None = None, traffic: Traffic | None = None, slow: Slow | None = None
+) -> Estimate:
+    """Predict a plan: its own step, and the other phase on the same GPUs.
+
+    ``book`` keeps prices between calls; ``traffic``: where tokens go; without it, evenly. ``slow``: GPUs and links that are
+    slower than planned.
+    """
+    book = book or PriceBook()
+    own = timeline(plan, book=book, traffic=traffic, slow=slow)
+    missing: dict[str, str] = {}
+    other: Timeline | None = None
+    if plan.spec.workload.phase == "decode":
+        chunk = prefill_chunk(plan)
+        if chunk:
+            other = timeline(prefill_step(plan, chunk), book=book, traffic=traffic, slow=slow)
+        else:
+            missing["ttft_s"] = "no prefill step fits memory beside the KV cache of this batch"
+        return Estimate(plan, own, other, missing, step_floors(plan))
+    draft = at_workload(plan, phase="decode", micro_batches=1)
+    if not draft.memory.fits:
+        missing["tpot_s"] = "a decode step of this batch does not fit memory"
+    else:
+        other = timeline(draft, book=book, traffic=traffic, slow=slow)
+    return Estimate(plan, other, own, missing, step_floors(plan))
+
+
+def prefill_chunk(plan: Step) -> int:
+    """Prompt tokens of a TP group in a prefill step: the spec's chunk, or the largest of `CHUNKS` (and the whole prompt)
+    that fits memory beside the KV cache of the batch; 0 where none fits."""
+    work = plan.spec.workload
+    whole = [c for c in (work.isl, *CHUNKS) if c <= min(work.isl, CHUNKS[0])]
+    for chunk in [work.prefill_chunk] if work.prefill_chunk else whole:
+        spec = changed(plan.spec, phase="prefill", prefill_chunk=chunk, micro_batches=1)
+        if memory_table(spec, plan.parallelism, plan.placement).fits:
+            return chunk
+    return 0
+
+
+def prefill_step(plan: Step, chunk: int) -> Draft:
+    """The plan's prefill step of ``chunk`` prompt tokens per TP group."""
+    return at_workload(plan, phase="prefill", prefill_chunk=chunk, micro_batches=1)
