@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from planc.cli.output import cores, planning, print_json, refuse_to_overwrite, report, say, write_text
@@ -154,7 +155,7 @@ def explain(options: argparse.Namespace) -> int:
         return 0
     from planc.report.explain import explain_expert, explain_gpu, explain_memory, explain_plan
 
-    plan = _load_any(options.what)
+    plan = load_any(options.what)
     texts = []
     if options.gpu is not None:
         texts.append(explain_gpu(plan, options.gpu))
@@ -166,8 +167,8 @@ def explain(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load_any(name: str) -> VerifiedPlan:
-    """A plan from its folder or plan.json; a spec is compiled."""
+def load_any(name: str, overrides: Sequence[str] = ()) -> VerifiedPlan:
+    """A plan from its folder or plan.json; a spec is compiled, with ``overrides``."""
     from pathlib import Path
 
     from planc.pipeline import compile
@@ -176,7 +177,7 @@ def _load_any(name: str) -> VerifiedPlan:
 
     if Path(name).is_dir() or name.endswith(".json"):
         return load_plan(name)
-    return compile(load_spec(name))
+    return compile(load_spec(name, overrides))
 
 
 def _type_of(path: str | None) -> str:
@@ -189,12 +190,12 @@ def show(options: argparse.Namespace) -> int:
     if options.topology:
         from planc.report.topology import topology_text
 
-        write_text(topology_text(_load_any(options.plan)) + "\n", options.output)
+        write_text(topology_text(load_any(options.plan)) + "\n", options.output)
         return 0
     from planc.render.show import draw
 
     text = draw(
-        _load_any(options.plan),
+        load_any(options.plan),
         FIGURE_NAMES[options.figure],
         options.type or _type_of(options.output),
         layers=options.layers,

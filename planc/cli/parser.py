@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from planc import __version__
-from planc.cli import commands, costs, place
+from planc.cli import commands, costs, estimate, place
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -39,6 +39,9 @@ def make_parser() -> argparse.ArgumentParser:
     text = "place experts for known traffic, with bounds"
     example = "planc place --traffic trace.npz --cluster h100-sxm-32x8 --out map.json"
     _place(command("place", place.place, text, example))
+    text = "predict TPOT, TTFT and TPS of a plan, with floors and intervals"
+    example = "planc estimate specs/moe-61l-ep64-dp2.yaml --sweep batch=64..1024"
+    _estimate(command("estimate", estimate.estimate, text, example))
     text = "price a list of ops: microseconds with an interval and their provenance"
     part = command("costs", costs.costs, text, "planc costs --gpu h100-sxm ops.csv")
     part.add_argument("--gpu", required=True, metavar="GPU", help="a GPU preset such as h100-sxm, or a GPU file")
@@ -113,6 +116,20 @@ def _place(part: argparse.ArgumentParser) -> None:
 def _check(part: argparse.ArgumentParser) -> None:
     _spec(part)
     part.add_argument("--json", action="store_true", help="print degrees and memory as JSON")
+
+
+def _estimate(part: argparse.ArgumentParser) -> None:
+    part.add_argument("plan", help="folder of a plan, its plan.json, or a spec")
+    part.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the spec")
+    text = "values of batch, isl, osl or micro_batches: batch=64,128, batch=64..4096 (doubling) or batch=64..512:64"
+    part.add_argument("--sweep", metavar="KEY=VALUES", help=text)
+    text = "find the batch with the most TPS within --tpot and --ttft (default: the spec's target) and memory"
+    part.add_argument("--best", action="store_true", help=text)
+    part.add_argument("--tpot", metavar="TIME", help="bound for --best, e.g. 20ms")
+    part.add_argument("--ttft", metavar="TIME", help="bound for --best, e.g. 1s")
+    text = "a GPU (its rank) or link (its name) that is slower than planned by a factor; may be repeated"
+    part.add_argument("--slow", action="append", default=[], metavar="WHAT=FACTOR", help=text)
+    part.add_argument("--json", action="store_true", help="print the prediction as JSON")
 
 
 def _verify(part: argparse.ArgumentParser) -> None:

@@ -1,8 +1,8 @@
 """What dispatch and combine carry in each layer: tokens on every link, at every rank and at every expert copy.
 
-Routing is even, as in the graph, unless the spec gives traffic: then rows, ranks and links follow from its tokens (where
-only loads are known, from loads, each expert's tokens drawn evenly from all sources). Every replica is taken on its own
-links. Numbers are tokens of one micro-batch; combine is the transpose of dispatch.
+Routing is even unless the spec gives traffic: copies have the graph's rows, drawn evenly from all sources (the graph's
+byte matrices count whole tokens and cannot be as even). With traffic, rows, ranks and links follow from its tokens; where
+only loads are known, from loads, drawn evenly from all sources. Every replica is taken on its own links. Numbers are tokens of one micro-batch; combine is the transpose of dispatch.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from planc.cost.counts import expected_targets
-from planc.graph.traffic import copy_matrix
-from planc.placement.mesh import step_tokens
+from planc.placement import copy_tokens, step_tokens
 from planc.routing import share_counts
 from planc.topology import Topology, pair_loads, token_loads, topology
 
@@ -64,10 +63,10 @@ class Exchanges:
 
     def _even(self, layer: int, stage: int) -> Exchange:
         plan, par = self.plan, self.plan.parallelism
-        moe = plan.spec.model.moe
-        assert moe is not None
-        copies = copy_matrix(plan.spec, par, plan.placement, layer).astype(float)
-        return self._from_copies(layer, stage, copies, float(step_tokens(plan.spec, par).source))
+        rows = copy_tokens(plan.spec, par, plan.placement, layer).astype(float)
+        share = np.zeros((par.ep, 1))
+        share[:: par.tp if par.leaders_gate else 1] = 1.0
+        return self._from_copies(layer, stage, share / share.sum() * rows, float(step_tokens(plan.spec, par).source))
 
     def _from_copies(self, layer: int, stage: int, copies: np.ndarray, sent: float) -> Exchange:
         """From ``copies``: float [ep, copies], tokens from each rank to each copy."""

@@ -147,6 +147,14 @@ CODES: dict[str, Code] = {
     "PLN405": Code(
         "unusable op", "Every op has a known kind and dtype, and the sizes of its kind as numbers of at least 1."
     ),
+    "PLN406": Code(
+        "unusable option of a prediction",
+        "A sweep is `KEY=VALUES`, a bound a time with its unit, a straggler `WHAT=FACTOR` (`planc estimate --help`).",
+    ),
+    "PLN407": Code(
+        "no batch keeps the bounds",
+        "Every batch that fits memory exceeds the TPOT or TTFT asked for; the nearest is shown with its floor.",
+    ),
     # 5xx: output in other formats
     "PLN501": Code("needs the dot program", "PNG and PDF are drawn by Graphviz's `dot`; SVG and DOT never need it."),
     # 9xx: our own fault

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from planc.schedule.estimate import Estimate, estimate, known_traffic
 from planc.schedule.simulate import Slow, Wiring, simulate
+from planc.schedule.sweep import Best, Point, Sweep
 from planc.schedule.timeline import Timeline, timeline
 
-__all__ = ["Slow", "Timeline", "Wiring", "simulate", "timeline"]
+__all__ = [
+    "Best",
+    "Estimate",
+    "Point",
+    "Slow",
+    "Sweep",
+    "Timeline",
+    "Wiring",
+    "estimate",
+    "known_traffic",
+    "simulate",
+    "timeline",
+]

@@ -36,6 +36,13 @@ class Estimate:
     planned: Floors | None = None
 
     @property
+    def own(self) -> Timeline:
+        """The step of the plan's own phase."""
+        line = self.decode if self.plan.spec.workload.phase == "decode" else self.prefill
+        assert line is not None
+        return line
+
+    @property
     def prefill_steps(self) -> int:
         """Prefill steps of one prompt."""
         assert self.prefill is not None
@@ -54,7 +61,7 @@ class Estimate:
 
     def _tpot(self, step: float) -> float:
         execution = self.plan.spec.execution
-        return (step + execution.step_overhead) / execution.tokens_per_step + self.prefill_share
+        return float((step + execution.step_overhead) / execution.tokens_per_step) + self.prefill_share
 
     @cached_property
     def tpot(self) -> float | None:
@@ -154,3 +161,14 @@ def prefill_chunk(plan: Step) -> int:
 def prefill_step(plan: Step, chunk: int) -> Draft:
     """The plan's prefill step of ``chunk`` prompt tokens per TP group."""
     return at_workload(plan, phase="prefill", prefill_chunk=chunk, micro_batches=1)
+
+
+def known_traffic(plan: Step, *, files: bool) -> Traffic | None:
+    """Where tokens go as the spec says: generated, or (``files``) recorded; None where it says nothing. Without ``files``
+    a recording is left aside, as where only the written plan is at hand."""
+    asked = plan.spec.traffic
+    if asked is None or plan.spec.model.moe is None or (asked.file and not files):
+        return None
+    from planc.placement.known_traffic import spec_traffic  # brings the planner: only where it is needed
+
+    return spec_traffic(plan.spec, plan.parallelism, asked, "traffic")

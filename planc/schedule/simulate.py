@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -91,7 +92,7 @@ class Run:
     lanes: list[np.ndarray | int]  #: stream of each op's ranks, int [ops, group]; 0 for all where there is one
     simulated: int  #: blocks that were simulated; the rest is filled in
 
-    @property
+    @cached_property
     def makespan(self) -> float:
         """The last end."""
         return max(float(end.max()) for end in self.end if len(end))

@@ -30,7 +30,7 @@ def test_no_other_split_of_the_slots_has_a_smaller_largest_share(name: str, most
     for copies in range(experts, experts * most + 3):
         counts = apportion(loads, copies, most)
         possible = every[every.sum(axis=1) == min(copies, experts * most)]
-        assert counts.sum() == min(copies, experts * most) and 1 <= counts.min() and counts.max() <= most
+        assert counts.sum() == min(copies, experts * most) and counts.min() >= 1 and counts.max() <= most
         least = (loads / possible).max(axis=1).min()
         assert (loads / counts).max() == pytest.approx(least)
         assert smallest_largest_share(loads, copies, most)[0] == pytest.approx(least)

@@ -1,0 +1,155 @@
+"""`planc estimate`: TPOT, TTFT and TPS of a plan, over workloads, and the best batch under bounds."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TYPE_CHECKING
+
+from planc.cli.commands import load_any
+from planc.cli.output import planning, print_json, say, write_text
+from planc.diagnostics import Diagnostic, PlancError, Span
+
+if TYPE_CHECKING:
+    from planc.schedule import Slow, Sweep
+    from planc.verify import VerifiedPlan
+
+SWEPT = ("batch", "isl", "osl", "micro_batches")
+MOST_POINTS = 1000
+
+
+def estimate(options: argparse.Namespace) -> int:
+    """Predict a plan or a spec, and print the prediction."""
+    from planc.report.estimate import estimate_record, estimate_text
+    from planc.schedule import estimate as predict
+    from planc.schedule import known_traffic
+
+    sweep = _read_sweep(options.sweep) if options.sweep else None
+    bounds = _read_bound("--tpot", options.tpot), _read_bound("--ttft", options.ttft)
+    plan = load_any(options.plan, options.set)
+    traffic = known_traffic(plan, files=True)
+    if sweep or options.best:
+        from planc.schedule import Sweep
+
+        made = Sweep(plan, traffic)
+        return _best(made, plan, bounds, options.json) if options.best else _swept(made, sweep or {}, options.json)
+    found = predict(plan, traffic=traffic, slow=_read_slow(plan, options.slow))
+    if options.json:
+        print_json(estimate_record(found))
+    else:
+        write_text(estimate_text(found), None)
+    return 0
+
+
+def _swept(sweep: Sweep, asked: dict[str, list[int]], as_json: bool) -> int:
+    from planc.report.estimate import point_record, sweep_text
+
+    (key, values), *_ = asked.items()
+    with planning("simulating") as progress:
+        points = []
+        for number, value in enumerate(values):
+            points.append(sweep.at(**{key: value}))
+            if progress:
+                progress(number + 1, len(values))
+    if as_json:
+        print_json(
+            {
+                "name": sweep.plan.spec.name,
+                "gpus": sweep.plan.parallelism.world_size,
+                "points": [point_record(p) for p in points],
+            }
+        )
+    else:
+        write_text(sweep_text(points), None)
+    return 0
+
+
+def _best(sweep: Sweep, plan: VerifiedPlan, given: tuple[float | None, float | None], as_json: bool) -> int:
+    from planc.report.estimate import best_record, best_text, bounds_text
+    from planc.units import format_seconds
+
+    target = plan.spec.target
+    tpot, ttft = given[0] or target.tpot, given[1] or target.ttft
+    with planning("simulating steps") as progress:
+        best = sweep.best_batch(tpot, ttft, progress)
+    if best.point is None:
+        near = best.nearest
+        message = f"no batch keeps {bounds_text(tpot, ttft)}"
+        related: tuple[str, ...] = ()
+        if near is not None:
+            reached = "–" if near.ttft is None else format_seconds(near.ttft)
+            related = (
+                f"nearest: batch {near.batch:,} with TPOT {format_seconds(near.tpot)} "
+                f"(floor {format_seconds(near.floor)}), TTFT {reached}",
+            )
+        hint = "raise the bound, shorten isl, or spread the model over more GPUs"
+        raise PlancError([Diagnostic("PLN407", message, "target", plan.spec.span("target"), hint, related)])
+    if as_json:
+        print_json({"name": plan.spec.name} | best_record(best, tpot, ttft))
+    else:
+        write_text(best_text(best, tpot, ttft), None)
+    return 0
+
+
+def _read_bound(option: str, text: str | None) -> float | None:
+    """Seconds from ``20ms``."""
+    from planc.units import parse_quantity
+
+    if text is None:
+        return None
+    try:
+        value = float(parse_quantity(text, "seconds"))
+    except ValueError as error:
+        raise PlancError([Diagnostic("PLN406", str(error), option, Span(option, 1, 1))]) from None
+    if not 0 < value < 1e9:
+        raise PlancError([Diagnostic("PLN406", f"`{text[:40]}` is not a bound above 0", option, Span(option, 1, 1))])
+    return value
+
+
+def _read_sweep(text: str) -> dict[str, list[int]]:
+    """``batch=64,128``, ``batch=64..4096`` (doubling) or ``batch=64..1024:64`` (in steps)."""
+    key, _, values = text.partition("=")
+    found: list[int] = []
+    if key in SWEPT:
+        for part in values.split(","):
+            match = re.fullmatch(r"\s*(\d{1,8})(?:\.\.(\d{1,8})(?::(\d{1,8}))?)?\s*", part)
+            if match is None:
+                found = []
+                break
+            first, last, step = (int(g) if g else None for g in match.groups())
+            assert first is not None
+            value = first
+            while value <= (last if last is not None else first) and len(found) <= MOST_POINTS:
+                found.append(value)
+                value = value + step if step else value * 2 if last is not None and value else value + 1
+    if not found or 0 in found or len(found) > MOST_POINTS:
+        message = f"`{text[:60]}` is not a sweep of at most {MOST_POINTS:,} values of at least 1"
+        hint = f"write KEY=64,128,256, KEY=64..4096 (doubling) or KEY=64..1024:64 (in steps); KEY is {', '.join(SWEPT)}"
+        raise PlancError([Diagnostic("PLN406", message, "--sweep", Span("--sweep", 1, 1), hint)])
+    return {key: sorted(set(found))}
+
+
+def _read_slow(plan: VerifiedPlan, texts: list[str]) -> Slow | None:
+    """``17=1.5`` (a GPU's compute), or the name of a link with its factor: ``nic_up node 0 rail 3=2``."""
+    from planc.schedule import Slow
+    from planc.topology import topology
+
+    gpus: dict[int, float] = {}
+    links: dict[int, float] = {}
+    names = topology(plan.spec.cluster).names if any(not t.partition("=")[0].strip().isdigit() for t in texts) else ()
+    for text in texts:
+        what, _, factor = text.rpartition("=")
+        what = what.strip()
+        good = re.fullmatch(r"\d{1,4}(\.\d{1,6})?", factor.strip()) and float(factor) >= 1
+        if good and what.isdigit() and int(what) < plan.parallelism.world_size:
+            gpus[int(what)] = float(factor)
+        elif good and what in names:
+            links[names.index(what)] = float(factor)
+        else:
+            message = f"`{text[:60]}` is not a GPU or link of this plan with a factor of at least 1"
+            hint = "write RANK=1.5, or the name of a link as `planc show --topology` prints it, =2"
+            raise PlancError([Diagnostic("PLN406", message, "--slow", Span("--slow", 1, 1), hint)])
+    if gpus or links:
+        say("slower than planned: " + ", ".join(texts))
+        return Slow(gpus, links)
+    return None

@@ -1,0 +1,207 @@
+"""The prediction in words and tables: for a terminal, for programs, and for the plan document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from planc.cost.step import PROVENANCE_ORDER
+from planc.schedule import Estimate, Timeline
+from planc.schedule.sweep import Best, Point
+from planc.units import format_bytes, format_seconds
+
+PROVENANCE = {
+    "fitted": "fitted to measurements of this GPU, inside their range",
+    "extrapolated": "the same fit outside the range of its measurements",
+    "derived": "a fit of a related op, which was not measured itself",
+    "spec": "MFU and utilisation of the spec: no fit of this GPU ships",
+}
+
+
+def estimate_record(found: Estimate) -> dict[str, Any]:
+    """The prediction as JSON: every key says its unit (`_s`: seconds); what is missing is null and has its reason."""
+    spec, par = found.plan.spec, found.plan.parallelism
+    own = found.own
+    return {
+        "name": spec.name,
+        "gpus": par.world_size,
+        "phase": spec.workload.phase,
+        "batch": spec.workload.batch,
+        "isl": spec.workload.isl,
+        "osl": spec.workload.osl,
+        "tpot_s": found.tpot,
+        "ttft_s": found.ttft,
+        "tps": found.tps,
+        "tps_per_gpu": found.tps_per_gpu,
+        "step_s": own.step,
+        "largest_batch": found.concurrency,
+        "floors": found.floors,
+        "intervals": {key: list(pair) for key, pair in found.intervals.items()},
+        "breakdown": {
+            "phase": spec.workload.phase,
+            "critical_path_s": own.path_by_class,
+            "split": own.split,
+            "exposed_communication_s": float(own.usage.exposed.mean()),
+            "overlapped_communication_s": float(own.usage.overlapped.mean()),
+            "overlap_efficiency": own.overlap_efficiency,
+            "busiest_links": [
+                {"link": name, "utilization": share, "bytes": size} for name, share, size in busiest_links(own)
+            ],
+            "prefill_share_s": found.prefill_share,
+        },
+        "provenance": own.provenance,
+        "missing": found.missing,
+    }
+
+
+def busiest_links(line: Timeline, count: int = 3) -> list[tuple[str, float, float]]:
+    """(name, share of its bandwidth used, bytes) of the busiest link of each kind, busiest first."""
+    topology, shares = line.prices.topology, line.link_utilization
+    found = []
+    for kind in range(int(topology.kind_of_link.max()) + 1):
+        members = (topology.kind_of_link == kind).nonzero()[0]
+        if len(members) and shares[members].max() > 0:
+            link = int(members[shares[members].argmax()])
+            found.append((topology.names[link], float(shares[link]), float(line.link_bytes[link])))
+    return sorted(found, key=lambda row: (-row[1], row[0]))[:count]
+
+
+def headline_rows(found: Estimate) -> list[tuple[str, str, str, str]]:
+    """(what, estimate, 90 % interval, floor) as text."""
+    rows = []
+    for key, name in (("tpot_s", "TPOT"), ("ttft_s", "TTFT"), ("tps", "TPS"), ("tps_per_gpu", "TPS per GPU")):
+        value = getattr(found, key.removesuffix("_s"))
+        if value is None:
+            rows.append((name, "–", found.missing.get(key, ""), ""))
+            continue
+        show = format_seconds if key.endswith("_s") else _rate
+        low, high = found.intervals[key]
+        floor = found.floors.get(key)
+        if key.startswith("tps") and found.tpot is not None:
+            floor = value * found.tpot / found.floors["tpot_s"]
+        rows.append((name, show(value), f"{show(low)} to {show(high)}", "" if floor is None else show(floor)))
+    return rows
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def class_rows(line: Timeline) -> list[tuple[str, float, float]]:
+    """(class of ops, seconds of the critical path, share of the step), longest first."""
+    rows = [(name, value, value / line.step) for name, value in line.path_by_class.items()]
+    return sorted(rows, key=lambda row: -row[1])
+
+
+def provenance_rows(line: Timeline) -> list[tuple[str, float, str]]:
+    """(word, share of the critical path, what it means), best known first."""
+    shares = line.provenance
+    return [(word, shares[word], PROVENANCE[word]) for word in reversed(PROVENANCE_ORDER) if shares.get(word, 0) > 0]
+
+
+def estimate_text(found: Estimate) -> str:
+    """The prediction for a terminal."""
+    spec, par, own = found.plan.spec, found.plan.parallelism, found.own
+    work = spec.workload
+    gpus = ", ".join(dict.fromkeys(g.gpu.name for g in spec.cluster.groups))
+    lines = [
+        f"{spec.name}: {work.phase}, batch {work.batch:,}, isl {work.isl:,}, osl {work.osl:,}, on {par.world_size} GPUs ({gpus})",
+        "",
+        *_table(("", "estimate", "90 % interval", "floor"), headline_rows(found)),
+        "",
+        f"largest batch that fits memory: {found.concurrency:,}",
+        f"{work.phase} step {format_seconds(own.step)}, on its critical path:",
+        *_table(
+            ("class of ops", "time", "share"),
+            [(name, format_seconds(value), f"{100 * share:.1f} %") for name, value, share in class_rows(own)],
+        ),
+        "",
+        "mean over GPUs: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in own.split.items()),
+        f"communication hidden by computation: {100 * own.overlap_efficiency:.0f} %",
+        "busiest links: "
+        + (
+            "; ".join(f"{name} {100 * share:.1f} %, {format_bytes(size)}" for name, share, size in busiest_links(own))
+            or "none"
+        ),
+        "prices: " + "; ".join(f"{100 * share:.0f} % {word} ({text})" for word, share, text in provenance_rows(own)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as aligned columns, the first to the left."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (head, *rows)
+    ]
+
+
+def point_record(point: Point) -> dict[str, Any]:
+    """One workload of a sweep as JSON."""
+    return {
+        **point.changes,
+        "batch": point.batch,
+        "tpot_s": point.tpot,
+        "ttft_s": point.ttft,
+        "tps": point.tps,
+        "tps_per_gpu": point.tps_per_gpu,
+        "floors": {"tpot_s": point.floor},
+        "intervals": {"tpot_s": [point.low, point.high]},
+        "fits": point.fits,
+    }
+
+
+def sweep_text(points: Sequence[Point]) -> str:
+    """A row per workload."""
+    keys = list(points[0].changes)
+    rows = [
+        (
+            *(f"{point.changes[key]:,}" for key in keys),
+            format_seconds(point.tpot),
+            f"{format_seconds(point.low)} to {format_seconds(point.high)}",
+            format_seconds(point.floor),
+            "–" if point.ttft is None else format_seconds(point.ttft),
+            _rate(point.tps),
+            _rate(point.tps_per_gpu),
+            "" if point.fits else "does not fit memory",
+        )
+        for point in points
+    ]
+    head = (*keys, "TPOT", "90 % interval", "floor", "TTFT", "TPS", "TPS per GPU", "")
+    return "\n".join(_table(head, rows)) + "\n"
+
+
+def best_record(best: Best, tpot: float | None, ttft: float | None) -> dict[str, Any]:
+    """The best batch as JSON."""
+    return {
+        "bounds": {"tpot_s": tpot, "ttft_s": ttft},
+        "best": None if best.point is None else point_record(best.point),
+        "nearest": None if best.nearest is None else point_record(best.nearest),
+        "steps": best.steps,
+        "simulated": best.simulated,
+        "pruned": best.pruned,
+        "largest_batch": best.limit,
+    }
+
+
+def bounds_text(tpot: float | None, ttft: float | None) -> str:
+    """``TPOT ≤ 20 ms and TTFT ≤ 1 s``."""
+    parts = [f"{name} ≤ {format_seconds(v)}" for name, v in (("TPOT", tpot), ("TTFT", ttft)) if v is not None]
+    return " and ".join(parts) or "no bound"
+
+
+def best_text(best: Best, tpot: float | None, ttft: float | None) -> str:
+    """The best batch in words."""
+    assert best.point is not None
+    point = best.point
+    return (
+        f"best batch under {bounds_text(tpot, ttft)}: {point.batch:,} with {_rate(point.tps)} TPS "
+        f"({_rate(point.tps_per_gpu)} per GPU), TPOT {format_seconds(point.tpot)}"
+        f" ({format_seconds(point.low)} to {format_seconds(point.high)})\n"
+        f"of {best.steps:,} different steps up to batch {best.limit:,} (memory), {best.simulated:,} were simulated; "
+        f"{best.pruned:,} cannot be better by their floors\n"
+    )

@@ -1,0 +1,130 @@
+"""Predictions: against compiling anew, against brute force, and rules on paper."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from small_specs import ROOT, small_spec
+
+import planc
+from planc.cost.exchange import Exchanges
+from planc.schedule import Sweep, estimate, known_traffic, timeline
+from planc.schedule.sweep import largest_batches
+
+MIXTRAL = ROOT / "specs" / "mixtral-8x7b.yaml"
+SKEWED = {"popularity": "zipf", "exponent": 1.0, "tokens": 2000}
+
+
+def compiled(name: str = "mixtral-8x7b", *sets: str) -> planc.VerifiedPlan:
+    return planc.compile(planc.load_spec(ROOT / "specs" / f"{name}.yaml", list(sets)))
+
+
+@pytest.mark.parametrize("batch", [8, 100, 512])
+def test_a_sweep_says_what_compiling_anew_says(batch: int) -> None:
+    point = Sweep(compiled()).at(batch=batch)
+    found = estimate(compiled("mixtral-8x7b", f"workload.batch={batch}"))
+    assert point.tpot == pytest.approx(found.tpot, rel=1e-12)
+    assert point.tps == pytest.approx(found.tps, rel=1e-12)
+    assert point.ttft == pytest.approx(found.ttft, rel=1e-12)
+    assert (point.low, point.high) == pytest.approx(found.intervals["tpot_s"], rel=1e-12)
+
+
+@pytest.mark.parametrize("tpot", [None, 20e-6, 10e-6, 5e-6])
+def test_the_best_batch_is_that_of_every_batch(tpot: float | None) -> None:
+    plan = planc.compile(small_spec(model={"hidden": 512}, workload={"isl": 2048}, gpu={"memory": "40 MB"}))
+    sweep = Sweep(plan)
+    best = sweep.best_batch(tpot, None)
+    every = [sweep.at(batch=batch) for batch in range(1, best.limit + 1)]
+    kept = [point for point in every if tpot is None or point.tpot <= tpot]
+    most = max(kept, key=lambda p: (p.tps, -p.batch))
+    assert best.point is not None
+    assert (best.point.batch, best.point.tps) == (most.batch, pytest.approx(most.tps, rel=1e-12))
+    assert best.simulated + best.pruned == best.steps == len(largest_batches(plan.spec, plan.parallelism, best.limit))
+    assert best.limit == plan.limits["batch"] > 8
+    assert tpot is None or len(kept) < len(every)
+
+
+def test_bounds_that_no_batch_keeps_name_the_nearest() -> None:
+    best = Sweep(compiled()).best_batch(4e-3, None)
+    assert best.point is None and best.nearest is not None
+    assert best.nearest.tpot > 4e-3 and best.simulated < best.steps
+
+
+def test_ttft_bounds_count() -> None:
+    sweep = Sweep(planc.compile(small_spec(workload={"isl": 2048}, gpu={"memory": "40 MB"})))
+    assert sweep.best_batch(None, 1e-9).point is None
+    assert sweep.best_batch(None, 10.0).point is not None
+
+
+def test_floors_grow_with_the_batch_and_stay_below() -> None:
+    """What the search for the best batch relies on."""
+    for name in ("mixtral-8x7b", "moe-4l-64gpu", "deepseek-v3-128gpu"):
+        sweep = Sweep(compiled(name))
+        points = [sweep.at(batch=batch) for batch in (128, 256, 512, 768, 1024, 1536)]
+        assert (np.diff([p.floor for p in points]) >= 0).all()
+        assert all(p.floor <= p.low <= p.tpot <= p.high for p in points)
+
+
+def test_prompts_of_others_take_their_turns() -> None:
+    """64 sequences of 16 + 4 tokens: while one yields 4 tokens, 64 prompts of 16 tokens come. A prefill step takes one
+    prompt per GPU, so 8 of its steps go into 4 decode steps: 2 a token."""
+    apart = estimate(planc.compile(small_spec()))
+    together = estimate(planc.compile(small_spec(execution={"serving": "together"})))
+    assert apart.tpot is not None and together.tpot is not None and together.prefill is not None
+    assert together.tpot == pytest.approx(apart.tpot + 64 * 16 / (8 * 16) * together.prefill.period / 4)
+
+
+def test_speculative_tokens_and_overhead() -> None:
+    plain = estimate(planc.compile(small_spec()))
+    made = estimate(planc.compile(small_spec(execution={"tokens_per_step": 2.0, "step_overhead": "1 ms"})))
+    assert plain.tpot is not None and made.tpot is not None and made.tps is not None
+    assert made.tpot == pytest.approx((plain.tpot + 1e-3) / 2)
+    assert made.tps == pytest.approx(64 / made.tpot)
+
+
+def test_long_prompts_are_prefilled_in_chunks() -> None:
+    whole = estimate(planc.compile(small_spec(workload={"isl": 512})))
+    parts = estimate(planc.compile(small_spec(workload={"isl": 512, "prefill_chunk": 100})))
+    assert whole.prefill_steps == 1 and parts.prefill_steps == 6
+    assert parts.ttft == pytest.approx(6 * parts.prefill.step if parts.prefill else None)
+
+
+def test_a_prefill_plan_knows_its_decode_step() -> None:
+    decode = estimate(planc.compile(small_spec()))
+    prefill = estimate(planc.compile(small_spec(workload={"phase": "prefill"})))
+    assert prefill.own is prefill.prefill and decode.own is decode.decode
+    assert prefill.tpot == pytest.approx(decode.tpot)
+    assert prefill.ttft == pytest.approx(decode.ttft)
+
+
+def test_skewed_traffic_costs_time() -> None:
+    """The fullest copy sets the pace, and the busiest link; tokens are as many."""
+    even = planc.compile(small_spec(workload={"batch": 40_000}))
+    plan = planc.compile(small_spec(workload={"batch": 40_000}, traffic=SKEWED, placement={"policy": "linear"}))
+    traffic = known_traffic(plan, files=False)
+    assert traffic is not None and traffic.tokens is not None
+    exchange = Exchanges(plan, "low_latency", traffic).of(0)
+    assert exchange.rows.sum() == pytest.approx(40_000 * 2)
+    loads = traffic.tokens.loads()[0]
+    assert exchange.rows == pytest.approx(loads / loads.sum() * 80_000)
+    slow, quick = timeline(plan, traffic=traffic), timeline(even)
+    assert slow.path_by_class["experts"] > 1.5 * quick.path_by_class["experts"]
+    assert slow.path_by_class["dispatch"] > quick.path_by_class["dispatch"]
+    assert slow.usage.idle.max() > quick.usage.idle.max()
+
+
+def test_a_token_crosses_once_per_node_in_normal_mode() -> None:
+    direct = compiled("deepseek-v3-128gpu", "execution.all_to_all=low_latency")
+    shared = compiled("deepseek-v3-128gpu", "execution.all_to_all=normal")
+    nodes, k = 16, 8
+    once = nodes * (1 - (1 - 1 / nodes) ** k) / k
+    rows = [Exchanges(plan, mode).of(3) for plan, mode in ((direct, "low_latency"), (shared, "normal"))]  # type: ignore[arg-type]
+    first = Exchanges(direct, "low_latency").topology.first["nic_up"]
+    assert rows[1].links[0, first:].max() == pytest.approx(once * rows[0].links[0, first:].max(), rel=1e-5)
+
+
+def test_a_gpu_unlike_its_preset_has_no_fit() -> None:
+    plan = compiled()
+    assert "fitted" in timeline(plan).provenance
+    changed = compiled("mixtral-8x7b", "cluster.gpu={base: h100-sxm, memory_bandwidth: 2 TB/s}")
+    assert set(timeline(changed).provenance) <= {"spec", "derived"}
