@@ -25,7 +25,7 @@ def estimate(options: argparse.Namespace) -> int:
     from planc.schedule import known_traffic
 
     sweep = _read_sweep(options.sweep) if options.sweep else None
-    bounds = _read_bound("--tpot", options.tpot), _read_bound("--ttft", options.ttft)
+    bounds = read_bound("--tpot", options.tpot), read_bound("--ttft", options.ttft)
     plan = load_any(options.plan, options.set)
     traffic = known_traffic(plan, files=True)
     if sweep or options.best:
@@ -91,7 +91,7 @@ def _best(sweep: Sweep, plan: VerifiedPlan, given: tuple[float | None, float | N
     return 0
 
 
-def _read_bound(option: str, text: str | None) -> float | None:
+def read_bound(option: str, text: str | None) -> float | None:
     """Seconds from ``20ms``."""
     from planc.units import parse_quantity
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from planc import __version__
-from planc.cli import commands, costs, estimate, place
+from planc.cli import commands, compare, costs, estimate, place
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -42,6 +42,15 @@ def make_parser() -> argparse.ArgumentParser:
     text = "predict TPOT, TTFT and TPS of a plan, with floors and intervals"
     example = "planc estimate specs/moe-61l-ep64-dp2.yaml --sweep batch=64..1024"
     _estimate(command("estimate", estimate.estimate, text, example))
+    text = "compare plans: predictions, reasons for the difference, equal GPUs and equal latency"
+    example = "planc compare specs/moe-4l-64gpu.yaml specs/moe-4l-16gpu-baseline.yaml"
+    part = command("compare", compare.compare, text, example)
+    part.add_argument("plans", nargs="+", metavar="PLAN", help="folder of a plan, its plan.json, or a spec")
+    part.add_argument("--tpot", metavar="TIME", help="common bound (default: the slowest plan's own TPOT)")
+    part.add_argument(
+        "--gpu-hour", type=_dollars, metavar="DOLLARS", help="price of a GPU hour, for $ per million tokens"
+    )
+    part.add_argument("--json", action="store_true", help="print the comparison as JSON")
     text = "price a list of ops: microseconds with an interval and their provenance"
     part = command("costs", costs.costs, text, "planc costs --gpu h100-sxm ops.csv")
     part.add_argument("--gpu", required=True, metavar="GPU", help="a GPU preset such as h100-sxm, or a GPU file")
@@ -88,6 +97,16 @@ def _positive(text: str) -> int:
 
 def _count(text: str) -> int:
     return 0 if text == "0" else _positive(text)
+
+
+def _dollars(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"`{text[:40]}` is not a price in dollars above 0")
+    return value
 
 
 def _place(part: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from planc.cost.step import PROVENANCE_ORDER
+from planc.report.claims import claim_records, claim_rows
 from planc.schedule import Estimate, Timeline
 from planc.schedule.sweep import Best, Point
 from planc.units import format_bytes, format_seconds
@@ -50,6 +51,7 @@ def estimate_record(found: Estimate) -> dict[str, Any]:
             "prefill_share_s": found.prefill_share,
         },
         "provenance": own.provenance,
+        "claims": claim_records(found),
         "missing": found.missing,
     }
 
@@ -107,11 +109,11 @@ def estimate_text(found: Estimate) -> str:
     lines = [
         f"{spec.name}: {work.phase}, batch {work.batch:,}, isl {work.isl:,}, osl {work.osl:,}, on {par.world_size} GPUs ({gpus})",
         "",
-        *_table(("", "estimate", "90 % interval", "floor"), headline_rows(found)),
+        *table(("", "estimate", "90 % interval", "floor"), headline_rows(found)),
         "",
         f"largest batch that fits memory: {found.concurrency:,}",
         f"{work.phase} step {format_seconds(own.step)}, on its critical path:",
-        *_table(
+        *table(
             ("class of ops", "time", "share"),
             [(name, format_seconds(value), f"{100 * share:.1f} %") for name, value, share in class_rows(own)],
         ),
@@ -125,10 +127,16 @@ def estimate_text(found: Estimate) -> str:
         ),
         "prices: " + "; ".join(f"{100 * share:.0f} % {word} ({text})" for word, share, text in provenance_rows(own)),
     ]
+    for row in claim_rows(found):
+        lines += [
+            "",
+            f"claim `{row['name']}`: {row['says']}",
+            *(f"  {part}" for part in row["found"].replace("**", "").split("; ")),
+        ]
     return "\n".join(lines) + "\n"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as aligned columns, the first to the left."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     return [
@@ -172,7 +180,7 @@ def sweep_text(points: Sequence[Point]) -> str:
         for point in points
     ]
     head = (*keys, "TPOT", "90 % interval", "floor", "TTFT", "TPS", "TPS per GPU", "")
-    return "\n".join(_table(head, rows)) + "\n"
+    return "\n".join(table(head, rows)) + "\n"
 
 
 def best_record(best: Best, tpot: float | None, ttft: float | None) -> dict[str, Any]:
@@ -203,5 +211,5 @@ def best_text(best: Best, tpot: float | None, ttft: float | None) -> str:
         f"({_rate(point.tps_per_gpu)} per GPU), TPOT {format_seconds(point.tpot)}"
         f" ({format_seconds(point.low)} to {format_seconds(point.high)})\n"
         f"of {best.steps:,} different steps up to batch {best.limit:,} (memory), {best.simulated:,} were simulated; "
-        f"{best.pruned:,} cannot be better by their floors\n"
+        f"{best.pruned:,} cannot be better\n"
     )

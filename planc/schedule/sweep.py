@@ -43,7 +43,7 @@ def _excess(value: float | None, bound: float | None) -> float:
 @dataclass(frozen=True, slots=True)
 class Best:
     """The best batch under bounds: ``point``, or None where no batch keeps them; then ``nearest`` misses them least of
-    those simulated. ``simulated``: distinct steps simulated, ``pruned``: left out by their floors, ``steps``: all there are;
+    those simulated. ``simulated``: distinct steps simulated, ``pruned``: left out by bounds, ``steps``: all there are;
     ``limit``: the largest batch that fits memory."""
 
     point: Point | None
@@ -96,9 +96,9 @@ class Sweep:
         """The batch with the most TPS that keeps the bounds and fits memory, exactly; the smaller of two with as many.
 
         Batches that give a TP group the same tokens share one step, of which the largest batch has the most TPS. Steps are
-        simulated until no other can be better: a step is not slower than the floor of a smaller one, so between two
-        simulated steps no TPS exceeds the largest batch there ÷ the floor of the lower, and none keeps a TPOT bound that
-        this floor exceeds.
+        simulated until no other can be better: a step takes at least what bounds the smaller ones (`_least`), so between two
+        simulated steps no TPS exceeds the largest batch there ÷ the bound of the lower, and none keeps a TPOT that this
+        bound exceeds.
         """
         par = self.plan.parallelism
         spec = changed(self.plan.spec, phase="decode")
@@ -120,26 +120,34 @@ class Sweep:
 
         look(0)
         look(len(batches) - 1)
-        heap = [_between(0, len(batches) - 1, batches, found)]
+        heap = [self._between(0, len(batches) - 1, batches, found)]
         while heap:
             most, low, high = heapq.heappop(heap)
             if high - low < 2 or (best is not None and -most < (found[best].tps or 0.0)):
                 continue
-            if tpot is not None and found[low].floors["tpot_s"] > tpot:
+            if tpot is not None and self._least(found[low]) > tpot:
                 continue
             middle = (low + high) // 2
             look(middle)
             for pair in ((low, middle), (middle, high)):
-                heapq.heappush(heap, _between(*pair, batches, found))
+                heapq.heappush(heap, self._between(*pair, batches, found))
         missed = {n: max(_excess(one.tpot, tpot), _excess(one.ttft, ttft)) for n, one in found.items()}
         nearest = min(missed, key=lambda n: (missed[n], n))
         at = [None if n is None else self.at(batch=batches[n]) for n in (best, nearest)]
         return Best(at[0], at[1], len(found), len(batches) - len(found), len(batches), limit)
 
+    def _between(self, low: int, high: int, batches: list[int], found: dict[int, Estimate]) -> tuple[float, int, int]:
+        """(− most TPS of the steps between two simulated ones, their numbers)."""
+        return -batches[max(low, high - 1)] / self._least(found[low]), low, high
 
-def _between(low: int, high: int, batches: list[int], found: dict[int, Estimate]) -> tuple[float, int, int]:
-    """(− most TPS of the steps between two simulated ones, their numbers)."""
-    return -batches[max(low, high - 1)] / found[low].floors["tpot_s"], low, high
+    def _least(self, found: Estimate) -> float:
+        """Seconds that no step of a larger batch undercuts. That is the step's own TPOT where prices never fall as batches
+        grow and the program order is one; a library that changes kernels (grouped-query decode, docs/accuracy.md) and
+        micro-batches in an order that changes leave its floor."""
+        spec = self.plan.spec
+        changes = spec.model.attention.kind == "gqa" or spec.workload.micro_batches > 1
+        assert found.tpot is not None
+        return found.floors["tpot_s"] if changes else found.tpot
 
 
 def largest_batches(spec: Spec, par: Parallelism, limit: int) -> list[int]:
