@@ -147,6 +147,7 @@ CODES: dict[str, Code] = {
     "PLN405": Code(
         "unusable op", "Every op has a known kind and dtype, and the sizes of its kind as numbers of at least 1."
     ),
+    "PLN406": Code("fit of another GPU", "A fit prices the GPU that its file names and no other."),
     # 5xx: output in other formats
     "PLN501": Code("needs the dot program", "PNG and PDF are drawn by Graphviz's `dot`; SVG and DOT never need it."),
     # 9xx: our own fault
