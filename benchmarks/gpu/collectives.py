@@ -51,9 +51,9 @@ def _time(device: Cuda, row: Row, group: Any) -> Times:
         run()
     device.torch.cuda.synchronize()
     replay, how = device.capture([run] * calls)
-    for _ in range(5):
-        replay()
-    samples = device.torch.tensor([device.seconds(replay) / calls for _ in range(REPLAYS)], device="cuda")
+    device.samples(replay, 5)
+    taken = [seconds / calls for seconds in device.samples(replay, REPLAYS)]
+    samples = device.torch.tensor(taken, device="cuda")
     device.torch.distributed.all_reduce(samples, op=device.torch.distributed.ReduceOp.MAX, group=group)
     found = samples.tolist()
     # the same buffers again and again: a collective reads what its producer just wrote

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import subprocess
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from benchmarks.gpu.timing import Call
@@ -96,15 +97,17 @@ class Cuda:
         """Random whole numbers below ``most``."""
         return self.torch.randint(most, shape, device="cuda")
 
-    def seconds(self, run: Call) -> float:
-        """Seconds between two events around ``run``."""
-        cuda = self.torch.cuda
-        begin, end = (cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
+    def samples(self, run: Call, count: int) -> list[float]:
+        """Seconds of ``count`` runs between events. A run before the first event keeps the GPU busy while the next is
+        launched, so that no launch is in a sample."""
+        events = [self.torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
         run()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) * 1e-3
+        for number, event in enumerate(events):
+            event.record()
+            if number < count:
+                run()
+        events[-1].synchronize()
+        return [float(begin.elapsed_time(end)) * 1e-3 for begin, end in pairwise(events)]
 
     def capture(self, calls: Sequence[Call]) -> tuple[Call, str]:
         """A graph of all calls; where capturing fails, the launches themselves, whose gaps then count."""
@@ -124,7 +127,8 @@ class Cuda:
         cuda.synchronize()
         graph = cuda.CUDAGraph()
         try:
-            with cuda.graph(graph, stream=side):
+            # thread_local: NCCL's watchdog queries events from a thread of its own, which must not end the capture
+            with cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 stream()
         except RuntimeError as error:
             if "memory" in str(error):
@@ -150,8 +154,7 @@ class Cuda:
         part = len(self.pool) // 4
         source, target = self.pool[:part], self.torch.empty_like(self.pool[:part])
         run = lambda: target.copy_(source)  # noqa: E731
-        run()
-        return 2.0 * source.numel() * source.element_size() / min(self.seconds(run) for _ in range(10))
+        return 2.0 * source.numel() * source.element_size() / min(self.samples(run, 10))
 
     def launch_seconds(self) -> dict[str, float]:
         """Seconds from one empty kernel to the next: in a graph, and launched one by one."""
@@ -160,8 +163,7 @@ class Cuda:
         stream = lambda: [call() for call in calls]  # noqa: E731
         found = {}
         for name, run in ((how, replay), ("stream", stream)):
-            run()
-            found[name] = min(self.seconds(run) for _ in range(10)) / len(calls)
+            found[name] = min(self.samples(run, 10)) / len(calls)
         return found
 
     def facts(self) -> dict[str, str]:

@@ -32,6 +32,8 @@ def measure(gpu: str, output: Path, families: tuple[str, ...] = (), every: int =
     together = grid.thinned(grid.collectives(ranks, families), every) if ranks > 1 else []
     alone = grid.thinned(grid.rows(families), every) if rank == 0 else []
     if rank == 0:
+        if not together + alone:
+            raise NoGpu("no op to measure: collectives need several GPUs, under torchrun --nproc-per-node N")
         minutes = (len(together) + len(alone)) * ROW_SECONDS / 60
         _say(f"{len(together) + len(alone)} ops, about {minutes:.0f} min")
     facts = {"gpu": part.name, "date": datetime.datetime.now(datetime.UTC).date().isoformat()} | device.facts()
@@ -63,7 +65,7 @@ def _alone(out: TextIO, device: Cuda, rows: Iterable[Row], plain: bool) -> dict[
         device.fill(row["dtype"])
         try:
             times, software = _one(device, row, plain)
-        except (RuntimeError, TooLarge, ImportError, TypeError, ValueError) as error:
+        except (RuntimeError, TooLarge, ImportError, AttributeError, AssertionError, TypeError, ValueError) as error:
             text = str(error).splitlines()[0][:150] if str(error) else ""
             reason = f"{row['kind']} {row['dtype']}: {type(error).__name__}: {text}"
             skipped[reason] = skipped.get(reason, 0) + 1

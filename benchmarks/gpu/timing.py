@@ -1,9 +1,9 @@
 """How long one call takes: many calls on different data in one CUDA graph, replayed between two events.
 
 A graph leaves out what launching costs the CPU, as serving engines do in decode; its replays hold every gap between
-kernels. Every call of a graph has its own weights, caches and inputs, so that they are not in L2 when it starts: `cold`
+kernels, and one follows the other without a pause, so that launching a graph is not in its time either. Every call of a graph has its own weights, caches and inputs, so that they are not in L2 when it starts: `cold`
 where what the calls of a graph touch is at least twice L2, so that no call finds what the previous replay left there.
-Nothing here needs torch: a device (`benchmarks.gpu.device.Cuda`) gives `seconds`, `capture` and `l2`.
+Nothing here needs torch: a device (`benchmarks.gpu.device.Cuda`) gives `samples`, `capture` and `l2`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Device(Protocol):
 
     l2: float  #: bytes
 
-    def seconds(self, run: Call) -> float:
-        """Seconds that the GPU works on what ``run`` launches."""
+    def samples(self, run: Call, count: int) -> list[float]:
+        """Seconds that the GPU works on what ``run`` launches, ``count`` times, one right after the other."""
         ...
 
     def capture(self, calls: Sequence[Call]) -> tuple[Call, str]:
@@ -81,11 +81,10 @@ def time_calls(device: Device, make: Callable[[], Call], size: float) -> Times:
     first = make()
     for _ in range(WARM_UP):
         first()
-    rough = min(device.seconds(first) for _ in range(WARM_UP))
+    rough = min(device.samples(first, WARM_UP))
     calls = calls_for(rough, size, device.l2)
     replay, how = device.capture([make() for _ in range(calls)])
-    once = device.seconds(replay)
-    for _ in range(min(math.ceil(RAMP_SECONDS / max(once, 1e-9)), 20)):
-        once = device.seconds(replay)
-    samples = [device.seconds(replay) / calls for _ in range(replays_for(once))]
+    once = device.samples(replay, 1)[0]
+    once = min(device.samples(replay, min(math.ceil(RAMP_SECONDS / max(once, 1e-9)), 20)))
+    samples = [seconds / calls for seconds in device.samples(replay, replays_for(once))]
     return times_of(samples, calls, calls * size >= 2.0 * device.l2, how)

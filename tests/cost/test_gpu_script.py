@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -255,11 +256,14 @@ class Clock:
 
         return call
 
-    def seconds(self, run: Callable[[], Any]) -> float:
-        before = self.now
-        run()
-        self.timed += 1
-        return (self.now - before) * (1.5 if self.timed % 5 == 0 else 1.0)
+    def samples(self, run: Callable[[], Any], count: int) -> list[float]:
+        found = []
+        for _ in range(count):
+            before = self.now
+            run()
+            self.timed += 1
+            found.append((self.now - before) * (1.5 if self.timed % 5 == 0 else 1.0))
+        return found
 
     def capture(self, calls: Sequence[Callable[[], Any]]) -> tuple[Callable[[], Any], str]:
         return lambda: [call() for call in calls], "graph" if self.graphs else "stream"
@@ -387,6 +391,8 @@ def test_a_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: 
     assert cli.main(["costs", "--gpu", GPU, str(path)]) == 0
     assert main(["--gpu-name", "b200-sxm", "-o", str(path), "--only", "norm", "--every", "4"]) == 0
     assert "is --gpu-name right?" in capsys.readouterr().err
+    assert main(["--gpu-name", GPU, "-o", str(path), "--only", "all_reduce"]) == 1
+    assert "collectives need several GPUs" in capsys.readouterr().err
 
 
 def test_an_unanswering_gpu_leaves_the_rows_so_far(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -431,3 +437,64 @@ def test_ranks_that_were_not_measured(fitted: tuple[Path, Path]) -> None:
     before, after = (transfer.nccl(SimpleNamespace(**c), *args) for c in (constants, again))
     np.testing.assert_allclose(after, before, rtol=2e-3)
     assert settled(flat, np.array([2.0, 4.0, 8.0])) == flat
+
+
+class _Event:
+    """An event of a stub of torch: it notes when it was recorded, in ms."""
+
+    clock = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        self.at = -1.0
+
+    def record(self) -> None:
+        self.at = _Event.clock
+
+    def synchronize(self) -> None:
+        assert self.at >= 0
+
+    def elapsed_time(self, end: _Event) -> float:
+        return end.at - self.at
+
+
+@pytest.mark.parametrize(("fault", "how"), [(None, "graph"), ("operation not permitted when capturing", "stream")])
+def test_events_and_graphs(fault: str | None, how: str) -> None:
+    """`Cuda` over a stub of torch: samples leave the first run out; what cannot be captured is launched."""
+    launched: list[str] = []
+
+    @contextlib.contextmanager
+    def graph(one: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
+        if fault:
+            raise RuntimeError(fault)
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    cuda = SimpleNamespace(
+        set_device=lambda index: None,
+        get_device_properties=lambda index: SimpleNamespace(name="Stub", L2_cache_size=50 << 20),
+        Event=_Event,
+        Stream=lambda: stream,
+        current_stream=lambda: stream,
+        stream=lambda side: contextlib.nullcontext(),
+        synchronize=lambda: None,
+        graph=graph,
+        CUDAGraph=lambda: SimpleNamespace(replay=lambda: launched.append("graph")),
+    )
+    one = device.Cuda(SimpleNamespace(cuda=cuda, manual_seed=lambda seed: None))
+    assert one.l2 == 50 << 20
+
+    def run() -> None:
+        _Event.clock += 2.0 if launched else 100.0  # the first run is slow, and in no sample
+        launched.append("run")
+
+    assert one.samples(run, 3) == pytest.approx([2e-3] * 3) and launched == ["run"] * 4
+    launched.clear()
+    replay, found = one.capture([run] * 5)
+    launched.clear()
+    replay()
+    assert found == how and launched == (["graph"] if how == "graph" else ["run"] * 5)
+    if fault:
+        fault = "CUDA out of memory"
+        with pytest.raises(RuntimeError, match="out of memory"):
+            one.capture([run])
