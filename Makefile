@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2
 
-.PHONY: help demo test check format bench bench-placement accuracy schema figures lock wheel clean
+.PHONY: help demo test check format bench bench-placement accuracy gpu schema figures lock wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -47,6 +47,16 @@ bench-placement: .venv/.dev  ## measure expert placement against the published b
 
 accuracy: .venv/.dev  ## judge the shipped fits on measured tables: make accuracy DATA=folder
 	$(BIN)/python benchmarks/accuracy.py --data $(DATA)
+
+# GPU: planc's name of the GPU here; GPUS: how many of them to run collectives on. torch is installed by hand: docs/gpu.md
+GPU ?= h100-sxm
+GPUS ?= 1
+gpu: .venv/.test  ## on a machine with a GPU: measure it, fit, and check: make gpu GPU=h100-sxm GPUS=8
+	$(BIN)/python $(if $(filter-out 1,$(GPUS)),-m torch.distributed.run --nproc-per-node $(GPUS)) \
+	  -m benchmarks.gpu --gpu-name $(GPU) -o out/$(GPU)-rows.csv
+	$(BIN)/python -m benchmarks.gpu fit out/$(GPU)-rows.csv --gpu $(GPU) -o out/$(GPU)-fit.yaml
+	$(BIN)/python -m benchmarks.gpu check out/$(GPU)-rows.csv --gpu $(GPU)
+	$(BIN)/python -m benchmarks.gpu check out/$(GPU)-rows.csv --gpu $(GPU) --fit out/$(GPU)-fit.yaml
 
 schema: .venv/.test  ## rewrite docs/spec.schema.json, which the example specs point editors to
 	$(BIN)/planc schema spec > docs/spec.schema.json

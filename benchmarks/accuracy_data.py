@@ -7,26 +7,14 @@ Units differ by table: times in ms or us; `message_size` in elements; MoE `num_t
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from fitting import Table, table_of
 
 from planc.cost import compute, loads
 from planc.cost.hardware import Hardware
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of one family: columns, measured seconds, and the shape that a row belongs to."""
-
-    columns: dict[str, np.ndarray]
-    seconds: np.ndarray
-    shape: np.ndarray  #: int [rows]: rows of one number are left out together
-
-    def take(self, at: np.ndarray) -> Table:
-        """A part of the rows."""
-        return Table({name: value[at] for name, value in self.columns.items()}, self.seconds[at], self.shape[at])
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -43,11 +31,6 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return columns
 
 
-def _table(columns: dict[str, np.ndarray], seconds: np.ndarray, shape: tuple[str, ...]) -> Table:
-    keys = np.stack([columns[name].astype(float) for name in shape], axis=1)
-    return Table(columns, seconds, np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1))
-
-
 def _join(parts: list[dict[str, np.ndarray]], names: dict[str, str]) -> dict[str, np.ndarray]:
     """Columns of several tables under planc's names (``names``: planc's → the table's)."""
     return {ours: np.concatenate([part[theirs] for part in parts]) for ours, theirs in names.items()}
@@ -56,7 +39,7 @@ def _join(parts: list[dict[str, np.ndarray]], names: dict[str, str]) -> dict[str
 def gemm(folder: Path, gpu: str) -> Table:
     """TensorRT-LLM, BF16 in and out."""
     raw = read(folder / f"{gpu}_gemm_bf16.csv")
-    return _table({key: raw[key] for key in "mnk"}, raw["latency"] * 1e-3, ("n", "k"))
+    return table_of({key: raw[key] for key in "mnk"}, raw["latency"] * 1e-3, ("n", "k"))
 
 
 def expert_gemm(folder: Path, gpu: str, dtype: str, skewed: bool) -> Table:
@@ -76,7 +59,7 @@ def expert_gemm(folder: Path, gpu: str, dtype: str, skewed: bool) -> Table:
     args = s["tokens"], s["top_k"], s["experts"], s["ep"]
     load = loads.power_law(*args, s["skew"], fill(gpu, dtype)) if skewed else loads.balanced(*args)
     s |= {"rows": load.rows, "active": load.active, "padded": load.padded}
-    return _table(s, seconds, ("hidden", "experts", "ep", "tp"))
+    return table_of(s, seconds, ("hidden", "experts", "ep", "tp"))
 
 
 def fill(gpu: str, dtype: str) -> str:
@@ -92,14 +75,14 @@ def attention_decode(folder: Path, gpu: str) -> Table:
     s = {"batch": raw["batch_size"], "heads": raw["num_heads"], "kv_heads": kv, "head_dim": raw["head_dim"]}
     s["kv_len"] = raw["isl"] + raw["step"]
     s["xqa"] = compute.uses_xqa(Hardware({}, 1.0), s)
-    return _table(s, raw["latency"] * 1e-3, ("heads", "kv_heads"))
+    return table_of(s, raw["latency"] * 1e-3, ("heads", "kv_heads"))
 
 
 def mla_decode(folder: Path, gpu: str) -> Table:
     """TensorRT-LLM (FlashMLA), BF16 latent."""
     raw = read(folder / f"{gpu}_mla_generation.csv")
     s = {"batch": raw["batch_size"], "heads": raw["num_heads"], "kv_len": raw["isl"] + raw["step"]}
-    return _table(s, raw["latency"] * 1e-3, ("heads", "batch"))
+    return table_of(s, raw["latency"] * 1e-3, ("heads", "batch"))
 
 
 def nccl(folder: Path, gpu: str, kind: str) -> Table:
@@ -108,14 +91,14 @@ def nccl(folder: Path, gpu: str, kind: str) -> Table:
     at = raw["op_name"] == {"all_to_all": "alltoall"}.get(kind, kind)
     width = np.where(raw["nccl_dtype"] == "half", 2.0, 1.0)
     s = {"ranks": raw["num_gpus"][at], "bytes": (raw["message_size"] * width)[at]}
-    return _table(s, raw["latency"][at] * 1e-3, ("bytes",))
+    return table_of(s, raw["latency"][at] * 1e-3, ("bytes",))
 
 
 def custom_all_reduce(folder: Path, gpu: str) -> Table:
     """TensorRT-LLM's, BF16."""
     raw = read(folder / f"{gpu}_custom_allreduce_trtllm.csv")
     s = {"ranks": raw["num_gpus"], "bytes": raw["message_size"] * 2.0}
-    return _table(s, raw["latency"] * 1e-3, ("bytes",))
+    return table_of(s, raw["latency"] * 1e-3, ("bytes",))
 
 
 _DEEPEP = {"nodes": "node_num", "tokens": "num_token", "hidden": "hidden_size", "top_k": "num_topk"}
@@ -126,7 +109,7 @@ def low_latency(folder: Path, gpu: str, kind: str) -> Table:
     """DeepEP, one node of this GPU and 2, 4 and 8 nodes of H100 (the only ones measured)."""
     files = [f"{gpu}_deepep_ll_1node_manyshapes.csv", "h100_sxm_deepep_ll_multinode.csv"]
     s = _join([read(folder / name) for name in files], _DEEPEP | {"us": f"{kind}_avg_t_us"})
-    return _table(s, s.pop("us") * 1e-6, ("nodes", "hidden", "top_k", "experts"))
+    return table_of(s, s.pop("us") * 1e-6, ("nodes", "hidden", "top_k", "experts"))
 
 
 def normal(folder: Path, gpu: str, kind: str) -> Table:
@@ -139,4 +122,50 @@ def normal(folder: Path, gpu: str, kind: str) -> Table:
     s = {name: np.concatenate([one[name], many[name][at]]) for name in columns}
     seconds = (s.pop("sent") + s.pop("told")) * 1e-6
     s.pop("sms")
-    return _table(s, seconds, ("nodes", "hidden", "top_k", "experts"))
+    return table_of(s, seconds, ("nodes", "hidden", "top_k", "experts"))
+
+
+_TRT = "aiconfigurator 095f58a, TensorRT-LLM 1.3.0rc20"
+_NCCL = "aiconfigurator 095f58a, nccl-tests with NCCL 2.29.2, one node, half and int8"
+
+
+def table_and_source(family: str, folder: Path, gpu: str) -> tuple[Table, str]:
+    """The measured rows of a family on one GPU, and where they come from."""
+    reader, source = _READERS[family]
+    return reader(folder, gpu), source
+
+
+def _moe_source(dtype: str, word: str) -> str:
+    what = "FP8 block scales" if dtype == "fp8" else "BF16; on H100 hidden 7168 from 1.3.0rc10"
+    return f"{_TRT} moe_perf ({what}), {word}"
+
+
+def _deepep_source(mode: str) -> str:
+    words = "; 2 to 8 nodes: 0.5.6.post2, H100, 256 and 288 experts" + (", 20 SMs" if mode == "normal" else "")
+    return f"aiconfigurator 095f58a, DeepEP as in SGLang 0.5.12, one node{words}"
+
+
+#: family -> what reads its table, and the table's source
+_READERS: dict[str, tuple[Callable[[Path, str], Table], str]] = {
+    "gemm": (gemm, f"{_TRT} gemm_perf (BF16)"),
+    "attention_decode": (attention_decode, f"{_TRT} generation_attention_perf (BF16 cache)"),
+    "mla_decode": (mla_decode, f"{_TRT} generation_mla_perf (BF16 cache)"),
+    "all_reduce_custom": (custom_all_reduce, f"{_TRT} custom_allreduce_perf (BF16), one node"),
+}
+_READERS |= {
+    f"expert_gemm{label}_{word}": (
+        lambda folder, gpu, d=dtype, k=skewed: expert_gemm(folder, gpu, d, k),
+        _moe_source(dtype, word),
+    )
+    for dtype, label in (("bf16", ""), ("fp8", "_fp8"))
+    for skewed, word in ((False, "balanced"), (True, "skewed"))
+}
+_READERS |= {
+    kind: (lambda folder, gpu, k=kind: nccl(folder, gpu, k), _NCCL)
+    for kind in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+}
+_READERS |= {
+    f"{kind}_{mode}": (lambda folder, gpu, k=kind, r=reader: r(folder, gpu, k), _deepep_source(mode))
+    for kind in ("dispatch", "combine")
+    for mode, reader in (("low_latency", low_latency), ("normal", normal))
+}

@@ -54,6 +54,9 @@ def make_parser() -> argparse.ArgumentParser:
     text = "price a list of ops: microseconds with an interval and their provenance"
     part = command("costs", costs.costs, text, "planc costs --gpu h100-sxm ops.csv")
     part.add_argument("--gpu", required=True, metavar="GPU", help="a GPU preset such as h100-sxm, or a GPU file")
+    part.add_argument(
+        "--fit", metavar="FILE", help="a fit file of this GPU, such as benchmarks/gpu writes (docs/gpu.md)"
+    )
     part.add_argument("ops", metavar="FILE", help="CSV: kind, dtype and the columns that the kinds need")
     text = "turn a Hugging Face config.json into a model file"
     part = command("import-hf", commands.import_hf, text, "planc import-hf config.json -o model.yaml")

@@ -57,6 +57,14 @@ def power_law(
     return RankLoad(rows, active, padded)
 
 
+def slowest_loads(experts: int, ep: int, tokens: int, top_k: int, exponent: float, fill: str = "spread") -> np.ndarray:
+    """Tokens of each expert on the rank with the most pairs, int [⌈experts ÷ ep⌉]: of the draws behind `power_law` the
+    one nearest to their mean, for a measurement of what a price stands for."""
+    chosen = _busiest(experts, ep, *(np.array([float(v)]) for v in (tokens, top_k, exponent)), fill=fill)[0]
+    pairs = chosen.sum(axis=1)
+    return np.asarray(chosen[np.abs(pairs - pairs.mean()).argmin()]).astype(int)
+
+
 @lru_cache(maxsize=64)
 def _uniform(experts: int) -> np.ndarray:
     """Uniform numbers, float [DRAWS, experts], the same in every run."""
@@ -67,6 +75,15 @@ def _slowest(
     experts: int, ep: int, tokens: np.ndarray, top_k: np.ndarray, exponent: np.ndarray, *, fill: str
 ) -> np.ndarray:
     """Mean (pairs, active experts, padded rows) of the rank with the most pairs; float [u, 3] for [u] settings."""
+    chosen = _busiest(experts, ep, tokens, top_k, exponent, fill=fill)
+    padded = (np.ceil(chosen / TILE) * TILE).sum(axis=2)
+    return np.asarray(np.stack([chosen.sum(axis=2), (chosen > 0).sum(axis=2), padded], axis=2).mean(axis=1))
+
+
+def _busiest(
+    experts: int, ep: int, tokens: np.ndarray, top_k: np.ndarray, exponent: np.ndarray, *, fill: str
+) -> np.ndarray:
+    """Loads of the experts of the rank with the most pairs, float [u, DRAWS, experts of a rank] for [u] settings."""
     pairs = (tokens * top_k)[:, None, None]
     dense = pairs > experts
     low = np.where(dense, 1.0, 0.01)
@@ -90,9 +107,7 @@ def _slowest(
     before = np.cumsum(loads == 0, axis=3)
     loads = loads + ((loads == 0) & (before <= share[..., None]))
     top = loads.sum(axis=3).argmax(axis=2)
-    chosen = np.take_along_axis(loads, top[:, :, None, None], axis=2)[:, :, 0, :]
-    padded = (np.ceil(chosen / TILE) * TILE).sum(axis=2)
-    return np.asarray(np.stack([chosen.sum(axis=2), (chosen > 0).sum(axis=2), padded], axis=2).mean(axis=1))
+    return np.asarray(np.take_along_axis(loads, top[:, :, None, None], axis=2)[:, :, 0, :])
 
 
 def _in_turn(missing: np.ndarray, ep: int) -> np.ndarray:

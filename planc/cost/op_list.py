@@ -1,7 +1,9 @@
 """A CSV of ops: read, checked cell by cell, priced, and written back with its prices.
 
 The header names `kind`, `dtype` and the columns that the kinds in the file need (`planc.cost.ops.KINDS`); other columns
-are kept as they are. Every fault is reported with its line; a file with a fault is not priced.
+are kept as they are. Lines before it that start with `#` are comments, and are left out of what is written. A list of
+measured times (columns `us`, `us_p10` and `us_p90`, as `benchmarks/gpu` writes it) is priced too: its `us` is called
+`measured_us` beside the price. Every fault is reported with its line; a file with a fault is not priced.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from planc.spec.text import decode, read_bytes
 DTYPES = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "half": "fp16", "float16": "fp16"}
 DTYPES |= {"fp8": "fp8", "fp8_block": "fp8", "int8": "fp8"}
 ADDED = ("us", "low_us", "high_us", "provenance")
+SPREAD = ("us_p10", "us_p90")  #: what says of a list that its `us` is measured
 _GATED = {"1": 1.0, "true": 1.0, "yes": 1.0, "0": 0.0, "false": 0.0, "no": 0.0}
 _LEAST = {"ranks": 2.0, "kv_heads": 0.0}
 _MOST = 1e15
@@ -42,7 +45,8 @@ _ORDERED = (
 
 @dataclass(frozen=True, slots=True)
 class OpList:
-    """A checked list: header and rows as written, and the rows of each kind and dtype with their sizes."""
+    """A checked list: header (a measured `us` as `measured_us`) and rows as written, their lines, and the rows of each
+    kind and dtype with their sizes."""
 
     file: str
     header: list[str]
@@ -54,20 +58,27 @@ class OpList:
 def read_ops(path: str | os.PathLike[str]) -> OpList:
     """Read a list of ops. Raises PlancError with every fault (PLN404, PLN405)."""
     name = os.fspath(path)
-    reader = csv.reader(io.StringIO(decode(read_bytes(name), name), newline=""), strict=True)
+    text = decode(read_bytes(name), name)
+    comments = 0
+    while text.startswith("#"):
+        text = text.partition("\n")[2]
+        comments += 1
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[list[str]] = []
     lines: list[int] = []
     try:
         for row in reader:
             if row:
                 rows.append(row)
-                lines.append(reader.line_num)
+                lines.append(comments + reader.line_num)
     except csv.Error as error:
         raise PlancError(
-            [Diagnostic("PLN404", f"malformed CSV: {error}", span=Span(name, reader.line_num, 1))]
+            [Diagnostic("PLN404", f"malformed CSV: {error}", span=Span(name, comments + reader.line_num, 1))]
         ) from None
     header = [cell.strip() for cell in rows[0]] if rows else []
-    _check_header(header, name)
+    if set(SPREAD) <= set(header):
+        header = ["measured_us" if cell == "us" else cell for cell in header]
+    _check_header(header, Span(name, lines[0] if lines else 1, 1))
     groups: dict[tuple[str, str], tuple[list[int], dict[str, list[float | str]]]] = {}
     faults: list[Diagnostic] = []
     for index, row in enumerate(rows[1:]):
@@ -87,8 +98,7 @@ def read_ops(path: str | os.PathLike[str]) -> OpList:
     return OpList(name, header, rows[1:], lines[1:], groups)
 
 
-def _check_header(header: list[str], name: str) -> None:
-    span = Span(name, 1, 1)
+def _check_header(header: list[str], span: Span) -> None:
     faults = [
         Diagnostic(
             "PLN404", f"the column `{column}` is missing", span=span, hint=f"first line: {','.join(header)[:200]}"

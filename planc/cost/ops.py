@@ -12,6 +12,7 @@ at the MFU and utilisation of the GPU's spec, where no fit exists. Another GPU's
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import numpy as np
 
 from planc.cost import compute, loads, spec_prices, transfer
 from planc.cost.hardware import DEFAULT_SMS, Hardware
+from planc.diagnostics import Diagnostic, PlancError, Span
 
 if TYPE_CHECKING:
     from planc.cost.fits import FitFile
@@ -180,14 +182,22 @@ def rough(family: str, s: Mapping[str, np.ndarray]) -> Any:
     return s["nodes"] > 1 if family.endswith("_normal") else False
 
 
-def load_costs(gpu: str) -> Costs:
-    """Prices of a GPU preset or file: from its shipped fit where there is one, else from its spec."""
+def load_costs(gpu: str, fit: str | os.PathLike[str] | None = None) -> Costs:
+    """Prices of a GPU preset or file: from the file ``fit`` where one is given, else from its shipped fit where there is
+    one, else from its spec. Raises PlancError where ``fit`` is another GPU's (PLN408)."""
     from planc.cost.fits import fit_names, load_fit
     from planc.spec.load import load_cluster, load_gpu, preset_names
 
     part = load_gpu(gpu)
     links = load_cluster(part.name).links if part.name in preset_names("clusters") else None
-    return costs_of(part, links, load_fit(part.name) if part.name in fit_names() else None)
+    if fit is None:
+        return costs_of(part, links, load_fit(part.name) if part.name in fit_names() else None)
+    found = load_fit(fit)
+    if found.gpu != part.name:
+        message = f"`{os.fspath(fit)}` is a fit of {found.gpu}, not of {part.name}"
+        hint = "measure this GPU (docs/gpu.md); a fit says nothing of another one"
+        raise PlancError([Diagnostic("PLN408", message, "gpu", Span(os.fspath(fit), 1, 1), hint)])
+    return costs_of(part, links, found)
 
 
 def costs_of(gpu: Gpu, links: Links | None, fit: FitFile | None) -> Costs:

@@ -155,6 +155,7 @@ CODES: dict[str, Code] = {
         "no batch keeps the bounds",
         "Every batch that fits memory exceeds the TPOT or TTFT asked for; the nearest is shown with its floor.",
     ),
+    "PLN408": Code("fit of another GPU", "A fit prices the GPU that its file names and no other."),
     # 5xx: output in other formats
     "PLN501": Code("needs the dot program", "PNG and PDF are drawn by Graphviz's `dot`; SVG and DOT never need it."),
     # 9xx: our own fault

@@ -178,7 +178,7 @@ def claimed_ratios(group: Sequence[Side]) -> list[dict[str, Any]]:
 def ratio_grid(first: Side, second: Side) -> list[dict[str, Any]]:
     """Predicted ratios at equal batches and input lengths that fit both plans' memory. At one batch the ratio of TPS is that
     of the TPOTs turned over."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     sweeps = Sweep(first.found.plan), Sweep(second.found.plan)
     for isl in INPUTS:
         limits = [_limit(sweep, isl) for sweep in sweeps]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from planc import cli
+from planc.spec import shipped_folder
 
 HEADER = [
     "id",
@@ -192,6 +193,36 @@ def test_no_file_and_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "PLN007" in _run(_write(tmp_path / "ops.csv", ROWS), capsys, "h100-smx")[2]
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00kind")
     assert "PLN002" in _run(tmp_path / "binary.csv", capsys)[2]
+
+
+def test_comments_and_measured_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "ops.csv"
+    text = '# made of "these, those\n# and more\nkind,dtype,m,n,k,us,us_p10,us_p90\ngemm,bf16,16,7168,2048,12,11,13\n'
+    path.write_text(text, "utf-8")
+    status, out, _ = _run(path, capsys)
+    assert status == 0
+    assert out.splitlines()[0] == "kind,dtype,m,n,k,measured_us,us_p10,us_p90,us,low_us,high_us,provenance"
+    assert out.splitlines()[1].startswith("gemm,bf16,16,7168,2048,12,11,13,")
+    path.write_text(text.replace(",16,", ",0,"), "utf-8")
+    assert "ops.csv:4" in _run(path, capsys)[2]
+    path.write_text(out, "utf-8")  # priced already
+    assert "PLN404" in _run(path, capsys)[2]
+    path.write_text("# nothing else", "utf-8")
+    assert "`kind` is missing" in _run(path, capsys)[2]
+
+
+def test_a_fit_by_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ops, fit = _write(tmp_path / "ops.csv", ROWS[:1]), tmp_path / "fit.yaml"
+    shipped = (shipped_folder("specs") / "fits" / "h100-sxm.yaml").read_text("utf-8")
+    fit.write_text(shipped.replace("    overhead: 2.39 us", "    overhead: 102.39 us", 1), "utf-8")
+    before, after = (
+        float(next(csv.DictReader(io.StringIO(_run(ops, capsys, "h100-sxm", *more)[1])))["us"])
+        for more in ((), ("--fit", str(fit)))
+    )
+    assert after == pytest.approx(before + 100, abs=0.01)
+    status, out, err = _run(ops, capsys, "h200-sxm", "--fit", str(fit))
+    assert (status, out) == (1, "") and "PLN408" in err and "fit of h100-sxm, not of h200-sxm" in err
+    assert "PLN001" in _run(ops, capsys, "h100-sxm", "--fit", str(tmp_path / "none.yaml"))[2]
 
 
 def test_a_list_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

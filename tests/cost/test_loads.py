@@ -19,6 +19,15 @@ def _skewed(tokens: list[float], exponent: float, *, ep: float = 8, fill: str = 
     return loads.power_law(t, full(t, 8.0), full(t, 64.0), full(t, ep), full(t, exponent), fill)
 
 
+@pytest.mark.parametrize(("tokens", "exponent"), [(4, 1.01), (100, 1.2), (3000, 1.2)])
+def test_loads_to_measure_are_those_that_are_priced(tokens: int, exponent: float) -> None:
+    found = loads.slowest_loads(64, 8, tokens, 8, exponent)
+    assert found.shape == (8,) and found.min() >= 0 and found.max() <= tokens
+    priced = _skewed([tokens], exponent)  # the mean of all draws; one of them is measured
+    assert found.sum() == pytest.approx(priced.rows[0], rel=0.15)
+    assert (found > 0).sum() == pytest.approx(priced.active[0], abs=2)
+
+
 def test_balanced_by_hand() -> None:
     # 128 tokens × 8 choices on 64 ranks: 16 pairs on 4 experts, 4 rows each, padded to a tile of 16
     assert _balanced(128, 8, 256, 64) == (16, 4, 64)
