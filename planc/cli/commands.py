@@ -154,7 +154,7 @@ def explain(options: argparse.Namespace) -> int:
         return 0
     from planc.report.explain import explain_expert, explain_gpu, explain_memory, explain_plan
 
-    plan = _load_any(options.what)
+    plan = load_any(options.what)
     texts = []
     if options.gpu is not None:
         texts.append(explain_gpu(plan, options.gpu))
@@ -166,7 +166,7 @@ def explain(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load_any(name: str) -> VerifiedPlan:
+def load_any(name: str) -> VerifiedPlan:
     """A plan from its folder or plan.json; a spec is compiled."""
     from pathlib import Path
 
@@ -189,12 +189,12 @@ def show(options: argparse.Namespace) -> int:
     if options.topology:
         from planc.report.topology import topology_text
 
-        write_text(topology_text(_load_any(options.plan)) + "\n", options.output)
+        write_text(topology_text(load_any(options.plan)) + "\n", options.output)
         return 0
     from planc.render.show import draw
 
     text = draw(
-        _load_any(options.plan),
+        load_any(options.plan),
         FIGURE_NAMES[options.figure],
         options.type or _type_of(options.output),
         layers=options.layers,
