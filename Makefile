@@ -77,4 +77,4 @@ wheel: .venv/.dev  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation -o dist
 
 clean:  ## remove what make made
-	rm -rf .venv dist out/*/
+	rm -rf .venv build dist out/*/

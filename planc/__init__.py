@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from planc.pipeline import compile
     from planc.placement.place import ExpertMap, Request, place
     from planc.routing import Traffic, load_traffic
+    from planc.schedule import Estimate, Timeline
     from planc.spec import Cluster, Spec, load_cluster, load_spec, parse_spec
     from planc.verify import VerifiedPlan, load_plan
 
@@ -25,11 +26,13 @@ _HOMES = {
     "Cluster": "planc.spec",
     "Costs": "planc.cost",
     "Diagnostic": "planc.diagnostics",
+    "Estimate": "planc.schedule",
     "ExpertMap": "planc.placement.place",
     "PlancError": "planc.diagnostics",
     "Prices": "planc.cost",
     "Request": "planc.placement.place",
     "Spec": "planc.spec",
+    "Timeline": "planc.schedule",
     "Traffic": "planc.routing",
     "VerifiedPlan": "planc.verify",
     "compile": "planc.pipeline",
@@ -45,11 +48,13 @@ __all__ = [
     "Cluster",
     "Costs",
     "Diagnostic",
+    "Estimate",
     "ExpertMap",
     "PlancError",
     "Prices",
     "Request",
     "Spec",
+    "Timeline",
     "Traffic",
     "VerifiedPlan",
     "__version__",

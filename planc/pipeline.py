@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from planc.diagnostics import Diagnostic, PlancError, Span
 from planc.graph import build_graph
@@ -16,6 +18,9 @@ from planc.placement import POLICY_NAMES, Placed, resolve
 from planc.placement.legality import given_degree_faults
 from planc.spec import Spec, check_spec
 from planc.verify import Draft, VerifiedPlan, load_plan, plan_json, plan_notes, verify
+
+if TYPE_CHECKING:
+    from planc.schedule import Timeline
 
 
 def compile(spec: Spec, *, workers: int = 1, progress: Progress | None = None) -> VerifiedPlan:
@@ -116,21 +121,56 @@ def drawn(plan: VerifiedPlan, figures: Iterable[str]) -> list[str]:
 def write(plan: VerifiedPlan, folder: str | os.PathLike[str], figures: Iterable[str] = FIGURES) -> list[Path]:
     """Write the plan's files into ``folder`` and return their paths.
 
-    All files are written to a temporary folder first and moved when they are whole, so an interrupted or failed build
-    leaves earlier output as it was. Figures of an earlier build that this one does not draw are removed. Raises
-    PlancError PLN017.
+    Figures of an earlier build that this one does not draw are removed. Raises PlancError PLN017.
+    """
+    files = ((name, text.encode()) for name, text in outputs(plan, figures))
+    return _write_whole(folder, files, [f"{f}.{ext}" for f in FIGURES for ext in ("svg", "dot")] + [*TRAFFIC_FIGURES])
+
+
+TRACE_OF_MANY = "step.json.gz"  #: the Chrome trace; that of one rank is rank-N.json.gz
+
+
+def write_traces(
+    timeline: Timeline,
+    folder: str | os.PathLike[str],
+    ranks: Iterable[int] | None = None,
+    *,
+    together: bool = False,
+) -> list[Path]:
+    """Write the traces of ``ranks`` (default: all) into ``folder`` and return their paths: a file per rank, or ``together``
+    one of all, with the critical path. Traces that an earlier run left there are removed, so that a tool that reads the
+    folder sees one step. Raises PlancError PLN017, PLN208."""
+    from planc.schedule.trace import chrome, kineto, packed
+
+    chosen = sorted(ranks if ranks is not None else range(timeline.plan.blocks.world_size))
+    files: Iterable[tuple[str, bytes]]
+    if together:
+        files = [(TRACE_OF_MANY, packed(chrome(timeline, chosen)))]
+    else:
+        files = ((f"rank-{rank}.json.gz", packed(kineto(timeline, rank))) for rank in chosen)
+    before = [
+        path.name for path in Path(folder).glob("rank-*.json.gz") if re.fullmatch(r"rank-\d+\.json\.gz", path.name)
+    ]
+    return _write_whole(folder, files, [*before, TRACE_OF_MANY])
+
+
+def _write_whole(
+    folder: str | os.PathLike[str], files: Iterable[tuple[str, bytes]], before: Iterable[str]
+) -> list[Path]:
+    """Write ``files`` (name, content) into ``folder``; those of ``before`` that are not among them are removed.
+
+    All files are written to a temporary folder first and moved when they are whole, so an interrupted or failed run
+    leaves earlier output as it was.
     """
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".planc-{os.getpid()}-", dir=target) as staging:
             names = []
-            for name, text in outputs(plan, figures):
-                (Path(staging) / name).write_text(text, encoding="utf-8", newline="\n")
+            for name, content in files:
+                (Path(staging) / name).write_bytes(content)
                 names.append(name)
-            drawn_before = [f"{f}.{ext}" for f in FIGURES for ext in ("svg", "dot")] + list(TRAFFIC_FIGURES)
-            stale = [name for name in drawn_before if name not in names]
-            _exchange(Path(staging), target, names, stale)
+            _exchange(Path(staging), target, names, [name for name in before if name not in set(names)])
         _sweep(target)
     except OSError as error:
         message = f"cannot write to {target}: {error.strerror or error}"

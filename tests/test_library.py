@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"Cluster", "Diagnostic", "ExpertMap", "PlancError", "Request", "Spec", "Traffic", "VerifiedPlan"}
 NAMES |= {
     "Costs",
+    "Estimate",
     "Prices",
+    "Timeline",
     "load_costs",
     "compile",
     "load_cluster",

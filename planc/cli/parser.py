@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from planc import __version__
-from planc.cli import commands, compare, costs, estimate, place
+from planc.cli import commands, compare, costs, estimate, place, trace
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -58,6 +58,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--fit", metavar="FILE", help="a fit file of this GPU, such as benchmarks/gpu writes (docs/gpu.md)"
     )
     part.add_argument("ops", metavar="FILE", help="CSV: kind, dtype and the columns that the kinds need")
+    text = "simulate the step and write it as profiler traces, for Perfetto and HolisticTraceAnalysis"
+    _trace(command("trace", trace.trace, text, "planc trace out/PLAN -o traces --ranks 0-7"))
     text = "turn a Hugging Face config.json into a model file"
     part = command("import-hf", commands.import_hf, text, "planc import-hf config.json -o model.yaml")
     part.add_argument("path", help="a local config.json")
@@ -179,3 +181,13 @@ def _show(part: argparse.ArgumentParser) -> None:
     part.add_argument("--nodes", metavar="RANGE", help="comprehensive: these nodes")
     part.add_argument("--replica", metavar="RANGE", help="comprehensive: these replicas; detailed: this replica")
     _output(part)
+
+
+def _trace(part: argparse.ArgumentParser) -> None:
+    part.add_argument("plan", help="folder of a plan, its plan.json, or a spec")
+    text = "where to write rank-N.json.gz; traces of an earlier run there are replaced"
+    part.add_argument("-o", "--output", required=True, metavar="FOLDER", help=text)
+    part.add_argument("--ranks", metavar="RANGE", help="these ranks, e.g. 0-7,64 (default: all)")
+    text = "one file of all these ranks instead, step.json.gz, with the critical path: for Perfetto"
+    part.add_argument("--chrome", action="store_true", help=text)
+    part.add_argument("--json", action="store_true", help="print what was written as JSON")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from planc.cost.counts import expected_targets
+from planc.graph.types import content
 from planc.placement import copy_tokens, step_tokens
 from planc.routing import share_counts
 from planc.topology import Topology, pair_loads, token_loads, topology
@@ -47,16 +48,24 @@ class Exchanges:
     def __init__(self, plan: Step, mode: Mode, traffic: Traffic | None = None) -> None:
         self.plan, self.mode, self.traffic = plan, mode, traffic
         self._found: dict[object, Exchange] = {}
+        self._places: dict[int, bytes] = {}
 
     @cached_property
     def topology(self) -> Topology:
         """Links of the cluster."""
         return topology(self.plan.spec.cluster)
 
+    def place(self, layer: int) -> bytes:
+        """A key of the layer's placement: the same for layers whose experts are on the same ranks."""
+        part = self.plan.placement.layers[layer]
+        if id(part) not in self._places:
+            self._places[id(part)] = content(part.expert, part.rank, part.slot)
+        return self._places[id(part)]
+
     def of(self, layer: int) -> Exchange:
         """The exchange of one MoE layer."""
         stage = self.plan.parallelism.stage_of_layer(layer)
-        key: object = (id(self.plan.placement.layers[layer]), stage) if self.traffic is None else layer
+        key: object = (self.place(layer), stage) if self.traffic is None else layer
         if key not in self._found:
             self._found[key] = self._even(layer, stage) if self.traffic is None else self._known(layer, stage)
         return self._found[key]

@@ -23,6 +23,7 @@ from planc.cost.loads import TILE
 from planc.cost.ops import Costs, Prices, costs_of
 from planc.graph import OpBlock, PlanGraph
 from planc.graph.traffic import byte_matrix
+from planc.graph.types import content
 from planc.placement import Parallelism, Placement
 from planc.routing import Traffic
 from planc.spec import Spec
@@ -240,8 +241,8 @@ class StepPrices:
         writes = tuple((t.shape, t.dtype) for t in block.writes.values())
         place: object = 0
         if block.kind in ("expert", "dispatch", "combine") and block.layer is not None:
-            place = block.layer if self.traffic is not None else id(self.plan.placement.layers[block.layer])
-        rows = id(block.rows) if block.kind == "expert" or block.rows is not None else 0
+            place = block.layer if self.traffic is not None else self.exchanges.place(block.layer)
+        rows = b"" if block.rows is None else content(block.rows)
         return (block.kind, block.ranks.shape, int(block.ranks[0, 0]), reads, writes, place, block.slot, rows)
 
     def _of(self, block: OpBlock) -> BlockPrices:

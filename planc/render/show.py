@@ -26,9 +26,9 @@ def draw(
     PNG or PDF is asked for and there is no ``dot``.
     """
     chosen = {
-        "layers": _range("layers", layers, plan.spec.model.layers),
-        "nodes": _range("nodes", nodes, plan.spec.cluster.nodes),
-        "replica": _range("replica", replicas, plan.parallelism.dp),
+        "layers": chosen_range("layers", layers, plan.spec.model.layers),
+        "nodes": chosen_range("nodes", nodes, plan.spec.cluster.nodes),
+        "replica": chosen_range("replica", replicas, plan.parallelism.dp),
     }
     if form in ("png", "pdf") and shutil.which("dot") is None:
         hint = "install Graphviz (for Debian: apt-get install graphviz), or ask for svg"
@@ -44,7 +44,9 @@ def draw(
     return text if form in ("svg", "dot") else _through_graphviz(text, form)
 
 
-def _range(name: str, text: str | None, size: int) -> frozenset[int] | None:
+def chosen_range(name: str, text: str | None, size: int) -> frozenset[int] | None:
+    """The numbers of option ``--name``, each below ``size``; None where it is not given. Raises PlancError: PLN012 for what
+    is no range, PLN014 for numbers outside the plan."""
     if text is None:
         return None
     try:

@@ -21,6 +21,7 @@ import numpy as np
 
 from planc.cost.step import BlockPrices, Step, StepPrices
 from planc.graph import Expanded, OpBlock, expand
+from planc.graph.types import content
 from planc.schedule.order import on_communication_stream, takes_time
 
 
@@ -60,12 +61,13 @@ class Wiring:
     def __init__(self, expanded: Expanded) -> None:
         graph = expanded.graph
         self.feeds: list[list[Feed]] = [[] for _ in graph.blocks]
-        kept: dict[tuple[int, int, str, int], tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = {}
+        kept: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = {}
+        ranks = [content(block.ranks) for block in graph.blocks]
         for number, edge in enumerate(graph.edges):
-            a, b = graph.blocks[edge.source], graph.blocks[edge.target]
-            key = (id(a.ranks), id(b.ranks), edge.pattern, id(edge.pairs) if edge.pairs is not None else 0)
+            pairs = b"" if edge.pairs is None else content(edge.pairs)
+            key = ranks[edge.source], ranks[edge.target], edge.pattern, pairs
             if key not in kept:
-                kept[key] = _by_target(*expanded.pairs(number), len(b))
+                kept[key] = _by_target(*expanded.pairs(number), len(graph.blocks[edge.target]))
             self.feeds[edge.target].append(Feed(edge.source, *kept[key]))
 
 

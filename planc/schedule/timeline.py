@@ -153,7 +153,7 @@ class Timeline:
         launches = np.bincount(rank[far == 0], weights=fixed[op[far == 0]], minlength=world)
         communication = total(away)
         exposed = communication - both
-        idle = self.step - compute - exposed
+        idle = np.maximum(self.step - compute - exposed, 0.0)
         return Usage(compute, communication, exposed, both, idle, np.minimum(launches, compute))
 
     @property

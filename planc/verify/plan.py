@@ -21,7 +21,7 @@ from planc.spec import Spec
 if TYPE_CHECKING:
     import networkx as nx
 
-    from planc.cost import Floors
+    from planc.schedule import Estimate
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,12 @@ class VerifiedPlan:
 
         return write(self, folder)
 
-    def estimate(self) -> Floors:
-        """Floors of the planned step, s; see `planc.cost.step_floors`."""
-        from planc.cost import step_floors  # upwards, as in `write`
+    def estimate(self) -> Estimate:
+        """TPOT, TTFT and TPS with intervals and floors; see `planc.schedule.estimate`. Recorded traffic that the spec names
+        is read."""
+        from planc.schedule import estimate, known_traffic  # upwards, as in `write`
 
-        return step_floors(self)
+        return estimate(self, traffic=known_traffic(self, files=True))
 
     def __eq__(self, other: object) -> bool:
         from planc.verify.record import plan_record

@@ -20,7 +20,7 @@ from planc.spec.text import parse_yaml
 
 HERE = Path(__file__).parent
 BAD = HERE.parent / "bad_specs"
-COMMANDS = ("build", "check", "verify", "explain", "show", "place", "costs", "import-hf", "schema", "init")
+COMMANDS = ("build", "check", "verify", "explain", "show", "place", "costs", "trace", "import-hf", "schema", "init")
 SPEC = """name: small
 model: {base: moe-4l, layers: 2, hidden: 64, attention: {heads: 8, head_dim: 8}, moe: {experts: 8, intermediate: 32}}
 cluster: h100-sxm-1x8

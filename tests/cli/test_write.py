@@ -83,15 +83,15 @@ def test_disk_full_at_the_nth_file(
     pipeline.write(plans[0], tmp_path, FIGURES)
     (tmp_path / "mine.txt").write_text("mine")
     before = content(tmp_path)
-    real, calls = Path.write_text, iter(range(1, 100))
+    real, calls = Path.write_bytes, iter(range(1, 100))
 
-    def write_text(path: Path, data: str, **more: Any) -> int:
+    def write_bytes(path: Path, data: bytes) -> int:
         if next(calls) == number:
-            real(path, data[: len(data) // 2], **more)
+            real(path, data[: len(data) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(path, data, **more)
+        return real(path, data)
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     assert "No space left on device" in refuse(plans[1], tmp_path)
     assert content(tmp_path) == before
 

@@ -10,6 +10,7 @@ import pytest
 from small_specs import Compiled, Small
 
 import planc
+from planc.cost import step_floors
 from planc.placement.degrees import resolve
 from planc.spec import parameter_counts
 
@@ -88,7 +89,7 @@ def test_kv_cache(plan: planc.VerifiedPlan) -> None:
 
 
 def test_floors(plan: planc.VerifiedPlan) -> None:
-    floors = plan.estimate()
+    floors = step_floors(plan)
     assert round(floors.expert_read * 1e6, 2) == 40.78
     assert round(floors.expert_read * 58 * 1e3, 2) == 2.37
     assert round(floors.attention_read * 1e6, 2) == 81.56
