@@ -278,10 +278,10 @@ def gate_text(report: GateReport) -> str:
     lines += [
         "",
         f"redundant copies instead of a bias, placed on {gpus:,} GPUs for the mean load of the steps before; no decision changes",
-        f"{'copies':>8}{'slots a GPU':>14}{'memory':>14}{'imbalance per GPU':>20}",
+        f"{'copies':>8}{'slots a GPU':>14}{'memory in all':>16}{'imbalance per GPU':>20}",
     ]
     for row in report.copies:
-        lines.append(f"{row.redundant:>8}{row.slots:>14}{format_bytes(row.size):>14}{row.gpu_imbalance:>20.2f}")
+        lines.append(f"{row.redundant:>8}{row.slots:>14}{format_bytes(row.size):>16}{row.gpu_imbalance:>20.2f}")
     return "\n".join(lines)
 
 

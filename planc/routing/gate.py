@@ -114,7 +114,7 @@ def capacity_of(gate: Gate, tokens: int, factor: float) -> int:
     GShard, arXiv 2006.16668, of k choices a token). Raises ValueError for a factor that is not above 0."""
     if not factor > 0:
         raise ValueError("needs a capacity factor above 0")
-    return ceil(factor * tokens * gate.top_k / gate.experts)
+    return max(1, ceil(factor * tokens * gate.top_k / gate.experts - 1e-9))  # 1.1 · 100 is more than 110 in floats
 
 
 def admit(wishes: np.ndarray, gate: Gate, capacity: int) -> np.ndarray:

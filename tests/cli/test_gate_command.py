@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from planc import cli
+from planc.report import gate as gate_module
 from planc.report.gate import GateRequest, gate_report, gate_text
 from planc.routing.bias import imbalance
 from planc.spec import load_spec, shipped_folder
@@ -89,6 +90,19 @@ def test_the_report_in_words(gate) -> None:
     assert any(line.startswith("dropped at a capacity of 188 tokens") for line in lines)
     assert any(line.startswith("passed on to a next best expert") for line in lines)
     assert "still falling" in answer.out  # 40 steps of 0.001 are too few
+
+
+def test_copies_are_placed_for_the_steps_before_those_that_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = gate_module.balanced, []
+
+    def spied(loads: np.ndarray, *rest: Any) -> Any:
+        seen.append(loads[0])
+        return real(loads, *rest)
+
+    monkeypatch.setattr(gate_module, "balanced", spied)
+    found = gate_report(load_spec(SPEC, ZIPF[1:]), GateRequest(steps=12, drift=0.2))
+    assert len(seen) == len(found.copies) == 5
+    assert all(loads.tolist() == found.balanced.before.loads[:9].mean(axis=0).tolist() for loads in seen)
 
 
 def test_without_traffic_all_experts_are_equally_popular_and_it_says_so(gate) -> None:

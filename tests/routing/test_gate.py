@@ -147,6 +147,8 @@ def test_impossible_gates_are_refused(wrong: tuple) -> None:
 def test_capacity_by_hand() -> None:
     gate = Gate(4, 2)
     assert [capacity_of(gate, 3, f) for f in (1.0, 1.25, 2.0, 0.01)] == [2, 2, 3, 1]  # of 3 · 2 ÷ 4 = 1.5
+    assert capacity_of(gate, 200, 1.1) == 110  # in floats 1.1 · 100 is a little more
+    assert capacity_of(gate, 1, 1e-12) == 1
     wishes = choose(SCORES, gate)  # [0, 1], [0, 2], [0, 1]: expert 0 is asked three times, expert 1 twice
     assert admit(wishes, gate, 2).tolist() == [[True, True], [True, True], [False, True]]
     assert admit(wishes, gate, 1).tolist() == [[True, True], [False, True], [False, False]]
