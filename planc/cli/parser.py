@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from planc import __version__
-from planc.cli import commands, compare, costs, estimate, place, trace
+from planc.cli import commands, compare, costs, estimate, gate, place, trace
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -51,6 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--gpu-hour", type=_dollars, metavar="DOLLARS", help="price of a GPU hour, for $ per million tokens"
     )
     part.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    text = "balance the loads of a gate by its bias: what that does, what it costs, what copies do instead"
+    _gate(command("gate", gate.gate, text, "planc gate deepseek-v3-ep256 --rate 0.003 -o loads.svg"))
     text = "price a list of ops: microseconds with an interval and their provenance"
     part = command("costs", costs.costs, text, "planc costs --gpu h100-sxm ops.csv")
     part.add_argument("--gpu", required=True, metavar="GPU", help="a GPU preset such as h100-sxm, or a GPU file")
@@ -134,6 +136,36 @@ def _place(part: argparse.ArgumentParser) -> None:
     part.add_argument("--seed", type=_count, default=0, metavar="S", help="seed of the search")
     _workers(part)
     part.add_argument("-o", "--out", metavar="FILE", help="the expert map (SGLang's physical_to_logical_map)")
+    part.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"`{text[:40]}` is not a number from 0 to 1e6")
+    return value
+
+
+def _gate(part: argparse.ArgumentParser) -> None:
+    _spec(part)
+    part.add_argument("--steps", type=_positive, default=200, metavar="N", help="steps of tokens (default: 200)")
+    part.add_argument("--tokens", type=_positive, metavar="T", help="tokens of a step (default: those of the traffic)")
+    text = "change of an expert's bias a step, in scores (default: 0.001)"
+    part.add_argument("--rate", type=_amount, default=0.001, metavar="R", help=text)
+    text = "by the sign of the distance from the mean load, or by the distance over the mean"
+    part.add_argument("--rule", choices=("sign", "proportional"), default="sign", help=text)
+    text = "most tokens of an expert over the mean (default: no limit)"
+    part.add_argument("--capacity", type=_amount, metavar="F", help=text)
+    text = "what is over the capacity is dropped, or passed on to the next best expert"
+    part.add_argument("--overflow", choices=("drop", "next"), default="drop", help=text)
+    text = "standard deviation, in logits, by which popularity changes a step (default: 0)"
+    part.add_argument("--drift", type=_amount, default=0.0, metavar="D", help=text)
+    part.add_argument("--seed", type=_count, metavar="S", help="seed of the tokens (default: that of the traffic)")
+    part.add_argument("--layer", type=_count, metavar="L", help="MoE layer of the model (default: the first)")
+    part.add_argument("-o", "--output", metavar="FILE", help="a figure of the loads over time, as SVG")
     part.add_argument("--json", action="store_true", help="print the report as JSON")
 
 

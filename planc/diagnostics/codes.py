@@ -156,6 +156,16 @@ CODES: dict[str, Code] = {
         "Every batch that fits memory exceeds the TPOT or TTFT asked for; the nearest is shown with its floor.",
     ),
     "PLN408": Code("fit of another GPU", "A fit prices the GPU that its file names and no other."),
+    "PLN410": Code("no gate", "A dense model has no experts, and so no gate whose loads could be balanced."),
+    "PLN411": Code(
+        "router scores are made up",
+        "A recording has what was chosen or how often, not by which scores. Scores are made up so that experts are chosen "
+        "as often as recorded; loads follow the recording, what a bias costs does not.",
+    ),
+    "PLN412": Code(
+        "the model's gate has no bias",
+        "Without `gate_bias` in the model, engines add no bias when they choose experts; the result is what one would do.",
+    ),
     # 5xx: output in other formats
     "PLN501": Code("needs the dot program", "PNG and PDF are drawn by Graphviz's `dot`; SVG and DOT never need it."),
     # 9xx: our own fault

@@ -25,7 +25,7 @@ from planc.planner.tables import EMPTY, table_of
 from planc.routing import Expected, Skew, Traffic, generated, load_traffic
 from planc.spec import ExpertRule, Spec
 from planc.spec.deployment import TrafficSpec
-from planc.spec.model import expert_parameters
+from planc.spec.model import Moe, expert_parameters
 from planc.topology import topology
 
 Progress = Callable[[int, int], None]
@@ -82,9 +82,8 @@ def spec_traffic(spec: Spec, par: Parallelism, asked: TrafficSpec, path: str) ->
     model, moe = spec.model, spec.model.moe
     assert moe is not None
     if not asked.file:
-        skew = Skew(asked.popularity, asked.exponent, asked.topics, asked.strength, moe.groups, moe.top_groups)
         return generated(
-            skew,
+            skew_of(asked, moe),
             tokens=asked.tokens,
             layers=len(model.moe_layer_ids),
             experts=moe.experts,
@@ -94,6 +93,11 @@ def spec_traffic(spec: Spec, par: Parallelism, asked: TrafficSpec, path: str) ->
         )
     expected = Expected(model.layers, model.moe_layer_ids, moe.experts, moe.top_k, model.name)
     return _at(spec, f"{path}.file", lambda: load_traffic(spec.folder / asked.file, expect=expected))
+
+
+def skew_of(asked: TrafficSpec, moe: Moe) -> Skew:
+    """The skew that a spec's generator has, with the group limits of the model's gate."""
+    return Skew(asked.popularity, asked.exponent, asked.topics, asked.strength, moe.groups, moe.top_groups)
 
 
 def _at(spec: Spec, path: str, read: Callable[[], T]) -> T:

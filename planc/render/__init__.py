@@ -5,6 +5,7 @@ from collections.abc import Callable
 from planc.render.deployment import deployment_view
 from planc.render.detailed import detailed_view
 from planc.render.dot import dot
+from planc.render.gate import gate_loads_svg
 from planc.render.memory import memory_svg
 from planc.render.placement import expert_heat_map_svg, link_bars_svg
 from planc.render.simplified import simplified_view
@@ -30,6 +31,7 @@ __all__ = [
     "detailed_view",
     "dot",
     "expert_heat_map_svg",
+    "gate_loads_svg",
     "link_bars_svg",
     "memory_svg",
     "simplified_view",

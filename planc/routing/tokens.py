@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,19 +103,37 @@ def generate_tokens(
         raise ValueError("needs tokens, layers, sources ≥ 1 and 1 ≤ top_k ≤ experts")
     if experts % skew.groups or skew.top_groups * (experts // skew.groups) < top_k or skew.top_groups > skew.groups:
         raise ValueError("groups divide the experts, and top_groups of them hold top_k")
-    draws = np.random.default_rng([seed, 1, sample])
-    source = draws.integers(0, sources, tokens).astype(np.int32)
-    topic = draws.integers(0, max(1, skew.topics), tokens)
+    source, topic = source_and_topic(tokens=tokens, sources=sources, topics=skew.topics, seed=seed, sample=sample)
     topk = np.empty((tokens, layers, top_k), dtype=np.int32)
     for layer in range(layers):
-        shape = np.random.default_rng([seed, 0, layer])
-        weights = popularity_of(skew, experts, shape)[None]
-        if skew.topics:
-            pull = skew.strength * shape.standard_normal((skew.topics, experts))
-            weights = weights * np.exp(pull - pull.max(axis=1, keepdims=True))
-        noise = np.random.default_rng([seed, 1, sample, layer])
+        weights, noise = layer_weights(skew, experts, seed, layer), token_noise(seed, sample, layer)
         topk[:, layer] = race(weights, topic, top_k, noise, groups=skew.groups, top_groups=skew.top_groups)
     return TokenTraffic(topk, source, experts, sources)
+
+
+def source_and_topic(
+    *, tokens: int, sources: int, topics: int, seed: int, sample: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gating source, int32 [tokens], and the topic, int64 [tokens] (all 0 without topics), of each token."""
+    draws = np.random.default_rng([seed, 1, sample])
+    source = draws.integers(0, sources, tokens).astype(np.int32)
+    return source, draws.integers(0, max(1, topics), tokens)
+
+
+def layer_weights(skew: Skew, experts: int, seed: int, layer: int) -> np.ndarray:
+    """The rates at which the experts of a layer arrive for tokens of each topic, float [topics or 1, E]; only the ratios
+    in a row count."""
+    shape = np.random.default_rng([seed, 0, layer])
+    weights = popularity_of(skew, experts, shape)[None]
+    if skew.topics:
+        pull = skew.strength * shape.standard_normal((skew.topics, experts))
+        weights = weights * np.exp(pull - pull.max(axis=1, keepdims=True))
+    return weights
+
+
+def token_noise(seed: int, sample: int, layer: int) -> np.random.Generator:
+    """What the race of a layer is run with."""
+    return np.random.default_rng([seed, 1, sample, layer])
 
 
 _ROWS = 512  #: tokens drawn at once: their scores stay in the CPU's cache
@@ -137,21 +156,29 @@ def race(
     ``groups`` > 1 only experts of the ``top_groups`` best groups are chosen; a group counts with the sum of the
     logarithms of its two best scores. Returns int32 [tokens, k], ascending in each row.
     """
+    chosen = np.empty((len(kind), top_k), dtype=np.int32)
+    for start, scores in arrivals(weights, kind, rng):
+        if groups > 1:
+            _limit_groups(scores, groups, top_groups)
+        chosen[start : start + len(scores)] = largest(scores, top_k)
+    return chosen
+
+
+def arrivals(weights: np.ndarray, kind: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
+    """(first token, scores float32 [rows, E]) of a few hundred tokens after another, all above 0: the reciprocals of the
+    times at which experts arrive, for rates whose largest is 1. Their logarithms are the tokens' logits: those of the
+    weights and standard Gumbel noise."""
     experts = weights.shape[1]
     rates = np.maximum(weights / weights.max(axis=1, keepdims=True), _LEAST).astype(np.float32)
-    chosen = np.empty((len(kind), top_k), dtype=np.int32)
     for start in range(0, len(kind), _ROWS):
         rows = kind[start : start + _ROWS]
         scores = rng.standard_exponential((len(rows), experts), dtype=np.float32)
         np.maximum(scores, _LEAST, out=scores)
         np.divide(rates[rows], scores, out=scores)
-        if groups > 1:
-            _limit_groups(scores, groups, top_groups)
-        chosen[start : start + _ROWS] = _largest(scores, top_k)
-    return chosen
+        yield start, scores
 
 
-def _largest(scores: np.ndarray, k: int) -> np.ndarray:
+def largest(scores: np.ndarray, k: int) -> np.ndarray:
     """Where the k largest of each row are, ascending, int [rows, k]; of equal scores the first ones."""
     rows, width = scores.shape
     bar = np.partition(scores, width - k, axis=1)[:, width - k, None]

@@ -109,14 +109,20 @@ def tokens_of_loads(traffic: Traffic, *, tokens: int, top_k: int, sources: int, 
     """
     if not 1 <= top_k <= traffic.experts or min(tokens, sources) < 1:
         raise ValueError("needs tokens, sources ≥ 1 and 1 ≤ top_k ≤ experts")
-    loads = traffic.loads.sum(axis=0)
-    # A token takes the experts that arrive before some moment. At rate w an expert has arrived by moment 1 with
-    # probability 1 − exp(−w), so that −log(1 − p) is the rate at which it is among the chosen with probability p.
-    chance = np.minimum(top_k * loads / loads.sum(axis=1, keepdims=True), 1 - 1e-9)
-    rates = -np.log1p(-chance)
+    rates = rates_of_loads(traffic.loads.sum(axis=0), top_k)
     topk = np.empty((tokens, traffic.layers, top_k), dtype=np.int32)
     one_kind = np.zeros(tokens, dtype=np.int64)
     for layer in range(traffic.layers):
         topk[:, layer] = race(rates[layer][None], one_kind, top_k, np.random.default_rng([seed, 2, layer]))
     source = np.random.default_rng([seed, 2]).integers(0, sources, tokens).astype(np.int32)
     return TokenTraffic(topk, source, traffic.experts, sources)
+
+
+def rates_of_loads(loads: np.ndarray, top_k: int) -> np.ndarray:
+    """Rates at which experts arrive so that the first k to arrive have loads like these, float [..., E].
+
+    A token takes the experts that arrive before some moment. At rate w an expert has arrived by moment 1 with probability
+    1 − exp(−w), so that −log(1 − p) is the rate at which it is among the chosen with probability p.
+    """
+    chance = np.minimum(top_k * loads / loads.sum(axis=-1, keepdims=True), 1 - 1e-9)
+    return np.asarray(-np.log1p(-chance))

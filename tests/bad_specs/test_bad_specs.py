@@ -46,6 +46,9 @@ ELSEWHERE = {
     "PLN406": "cli/test_estimate_command.py",
     "PLN407": "cli/test_estimate_command.py",
     "PLN408": "cost/test_costs_command.py",
+    "PLN410": "cli/test_gate_command.py",
+    "PLN411": "cli/test_gate_command.py",
+    "PLN412": "cli/test_gate_command.py",
     "PLN501": "cli/test_cli.py",
     "PLN900": "cli/test_cli.py",
 } | {f"PLN3{n:02}": "verify/test_mutations.py" for n in (*range(1, 16), 17)}

@@ -54,8 +54,8 @@ def test_a_race_draws_one_after_another_in_proportion_to_the_weights():
 
 def test_the_largest_of_equal_scores_are_the_first():
     scores = np.array([[1, 2, 2, 2, 3], [5, 4, 3, 2, 1], [0, 0, 0, 0, 0]], dtype=np.float32)
-    assert tokens_module._largest(scores, 3).tolist() == [[1, 2, 4], [0, 1, 2], [0, 1, 2]]
-    assert tokens_module._largest(scores, 5).tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert tokens_module.largest(scores, 3).tolist() == [[1, 2, 4], [0, 1, 2], [0, 1, 2]]
+    assert tokens_module.largest(scores, 5).tolist() == [[0, 1, 2, 3, 4]] * 3
 
 
 def test_extreme_weights_draw_distinct_experts():
