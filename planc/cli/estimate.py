@@ -20,7 +20,7 @@ MOST_POINTS = 1000
 
 def estimate(options: argparse.Namespace) -> int:
     """Predict a plan or a spec, and print the prediction."""
-    from planc.report.estimate import estimate_record, estimate_text
+    from planc.report.estimate import estimate_record, estimate_text, straggler_record, straggler_text
     from planc.schedule import estimate as predict
     from planc.schedule import known_traffic
 
@@ -33,11 +33,17 @@ def estimate(options: argparse.Namespace) -> int:
 
         made = Sweep(plan, traffic)
         return _best(made, plan, bounds, options.json) if options.best else _swept(made, sweep or {}, options.json)
-    found = predict(plan, traffic=traffic, slow=_read_slow(plan, options.slow))
+    slow = _read_slow(plan, options.slow)
+    found = predict(plan, traffic=traffic, slow=slow)
+    record, text = estimate_record(found), "" if options.json else estimate_text(found)
+    if slow is not None:
+        planned, moved = predict(plan, traffic=traffic), predict(plan, traffic=traffic, slow=slow, by_speed=True)
+        record["straggler"] = straggler_record(planned, found, moved)
+        text += "\n" + straggler_text(record["straggler"])
     if options.json:
-        print_json(estimate_record(found))
+        print_json(record)
     else:
-        write_text(estimate_text(found), None)
+        write_text(text, None)
     return 0
 
 

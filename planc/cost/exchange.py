@@ -16,6 +16,7 @@ import numpy as np
 from planc.cost.counts import expected_targets
 from planc.graph.types import content
 from planc.placement import copy_tokens, step_tokens
+from planc.placement.experts import LayerPlacement
 from planc.routing import share_counts
 from planc.topology import Topology, pair_loads, token_loads, topology
 
@@ -43,10 +44,12 @@ class Exchanges:
     """Exchanges of a plan's layers; layers with one placement share theirs where routing is even.
 
     ``mode`` low_latency sends a copy per expert, normal one per node. ``traffic``: where tokens go, None for evenly.
+    ``speed``: float [ep], how fast each rank of an EP group is; copies of one expert then share its tokens in proportion,
+    wherever tokens come from. Without it, each serves its part of the sources, as engines' static tables do.
     """
 
-    def __init__(self, plan: Step, mode: Mode, traffic: Traffic | None = None) -> None:
-        self.plan, self.mode, self.traffic = plan, mode, traffic
+    def __init__(self, plan: Step, mode: Mode, traffic: Traffic | None = None, speed: np.ndarray | None = None) -> None:
+        self.plan, self.mode, self.traffic, self.speed = plan, mode, traffic, speed
         self._found: dict[object, Exchange] = {}
         self._places: dict[int, bytes] = {}
 
@@ -72,10 +75,25 @@ class Exchanges:
 
     def _even(self, layer: int, stage: int) -> Exchange:
         plan, par = self.plan, self.plan.parallelism
-        rows = copy_tokens(plan.spec, par, plan.placement, layer).astype(float)
-        share = np.zeros((par.ep, 1))
-        share[:: par.tp if par.leaders_gate else 1] = 1.0
-        return self._from_copies(layer, stage, share / share.sum() * rows, float(step_tokens(plan.spec, par).source))
+        rows = copy_tokens(plan.spec, par, plan.placement, layer)
+        load = np.bincount(plan.placement.layers[layer].expert, weights=rows)
+        counts = np.zeros((par.ep, len(load)))
+        counts[self.gating] = load / len(self.gating)
+        return self._from_copies(layer, stage, self._served(layer, counts), float(step_tokens(plan.spec, par).source))
+
+    @property
+    def gating(self) -> np.ndarray:
+        """Ranks of an EP group that send tokens."""
+        par = self.plan.parallelism
+        return np.arange(0, par.ep, par.tp if par.leaders_gate else 1)
+
+    def _served(self, layer: int, counts: np.ndarray) -> np.ndarray:
+        """Tokens from each rank to each copy, float [ep, copies], of ``counts``: float [ep, E] to each expert."""
+        part = self.plan.placement.layers[layer]
+        if self.speed is None:
+            return _dealt(part, counts, self.gating)
+        speed = self.speed[part.rank]
+        return np.asarray(counts[:, part.expert] * (speed / np.bincount(part.expert, weights=speed)[part.expert]))
 
     def _from_copies(self, layer: int, stage: int, copies: np.ndarray, sent: float) -> Exchange:
         """From ``copies``: float [ep, copies], tokens from each rank to each copy."""
@@ -121,16 +139,20 @@ class Exchanges:
         moe = plan.spec.model.moe
         assert moe is not None and traffic is not None
         row = plan.spec.model.moe_layer_ids.index(layer)
-        gating = np.arange(0, par.ep, par.tp if par.leaders_gate else 1)
+        gating = self.gating
         tokens = step_tokens(plan.spec, par).source
         if traffic.tokens is None:
             load = traffic.loads[:, row].sum(axis=0)
             counts = np.zeros((par.ep, moe.experts))
             counts[gating] = tokens * moe.top_k * load / load.sum()
-            return self._from_copies(layer, stage, _dealt(plan.placement, layer, counts, gating), float(tokens))
+            return self._from_copies(layer, stage, self._served(layer, counts), float(tokens))
         topk = traffic.tokens.topk[:, row].astype(np.int64)
         source = traffic.tokens.on_sources(len(gating))
         scale = tokens * len(gating) / len(topk)
+        if self.speed is not None:
+            counts = np.zeros((par.ep, moe.experts))
+            np.add.at(counts, (gating[source][:, None], topk), scale)
+            return self._from_copies(layer, stage, self._served(layer, counts), float(tokens))
         chosen = _copy_of(plan.placement, layer, topk, source, len(gating))
         copies = np.zeros((par.ep, len(plan.placement.layers[layer].rank)))
         np.add.at(copies, (gating[source][:, None], chosen), scale)
@@ -155,9 +177,8 @@ def _copy_of(placement: Placement, layer: int, topk: np.ndarray, source: np.ndar
     return np.asarray(first[topk] + source[:, None] * part.copies[topk] // sources)
 
 
-def _dealt(placement: Placement, layer: int, counts: np.ndarray, gating: np.ndarray) -> np.ndarray:
+def _dealt(part: LayerPlacement, counts: np.ndarray, gating: np.ndarray) -> np.ndarray:
     """Tokens from each rank to each copy: copies of an expert share the sources in rank order. ``counts``: float [ep, E]."""
-    part = placement.layers[layer]
     copies = counts[:, part.expert]
     for expert in np.flatnonzero(part.copies > 1).tolist():
         chosen = np.flatnonzero(part.expert == expert)

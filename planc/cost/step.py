@@ -112,12 +112,6 @@ class BlockPrices:
 PROVENANCE_ORDER = ("spec", "derived", "extrapolated", "fitted")  #: from least to most known
 
 
-def step_prices(plan: Step, book: PriceBook | None = None, traffic: Traffic | None = None) -> StepPrices:
-    """Prices of all ops of the plan's step. ``book`` keeps prices of kernels between calls; ``traffic``: see
-    `planc.cost.exchange`."""
-    return StepPrices(plan, book or PriceBook(), traffic)
-
-
 class PriceBook:
     """Prices of kernels by GPU, kept; kernels asked for together are priced together."""
 
@@ -189,13 +183,13 @@ _FAMILY = {"gate": "gemm", "head": "gemm", "norm": "elementwise", "embedding": "
 class StepPrices:
     """Prices of a plan's blocks, each made once and shared by blocks alike."""
 
-    def __init__(self, plan: Step, book: PriceBook, traffic: Traffic | None) -> None:
+    def __init__(self, plan: Step, book: PriceBook, traffic: Traffic | None, speed: np.ndarray | None = None) -> None:
         self.plan, self.book, self.traffic = plan, book, traffic
         self._found: dict[object, BlockPrices] = {}
         spec = plan.spec
         self._gpus = [book.costs(group.gpu, spec.cluster) for group in spec.cluster.groups]
         self._at = Context(spec, plan.parallelism, kv_length(spec), product_dtype(spec))
-        self.exchanges = Exchanges(plan, self.mode, traffic)
+        self.exchanges = Exchanges(plan, self.mode, traffic, speed)
 
     @property
     def mode(self) -> Mode:

@@ -213,3 +213,29 @@ def best_text(best: Best, tpot: float | None, ttft: float | None) -> str:
         f"of {best.steps:,} different steps up to batch {best.limit:,} (memory), {best.simulated:,} were simulated; "
         f"{best.pruned:,} cannot be better\n"
     )
+
+
+def straggler_record(planned: Estimate, slow: Estimate, moved: Estimate) -> dict[str, Any]:
+    """What a slow GPU or link costs a step, and what is left when copies of experts share tokens by the speed of their GPUs."""
+    layers = planned.plan.placement.layers.values()
+    steps = planned.own.step, slow.own.step, moved.own.step
+    lost, recovered = steps[1] - steps[0], steps[1] - steps[2]
+    return {
+        "step_as_planned_s": steps[0],
+        "step_s": steps[1],
+        "step_by_speed_s": steps[2],
+        "lost_s": lost,
+        "recovered_share": max(0.0, recovered) / lost if lost > 0 else 0.0,
+        "redundant_copies": max((int(len(part.expert) - len(part.copies)) for part in layers), default=0),
+    }
+
+
+def straggler_text(record: dict[str, Any]) -> str:
+    """The same in words."""
+    copies = record["redundant_copies"]
+    share = f"{100 * record['recovered_share']:.0f} % of it"
+    return (
+        f"stragglers: the step takes {format_seconds(record['step_s'])} instead of {format_seconds(record['step_as_planned_s'])}; "
+        f"with {copies} redundant copies a layer that share tokens by the speed of their GPUs, "
+        f"{format_seconds(record['step_by_speed_s'])}: {share if record['recovered_share'] else 'nothing'} is recovered\n"
+    )

@@ -120,21 +120,30 @@ class Estimate:
 
 
 def estimate(
-    plan: VerifiedPlan, *, book: PriceBook | None = None, traffic: Traffic | None = None, slow: Slow | None = None
+    plan: VerifiedPlan,
+    *,
+    book: PriceBook | None = None,
+    traffic: Traffic | None = None,
+    slow: Slow | None = None,
+    by_speed: bool = False,
 ) -> Estimate:
     """Predict a plan: its own step, and the other phase on the same GPUs.
 
     ``book`` keeps prices between calls; ``traffic``: where tokens go; without it, evenly. ``slow``: GPUs and links that are
-    slower than planned.
+    slower than planned; ``by_speed``: copies of an expert share its tokens by the speed of their GPUs.
     """
     book = book or PriceBook()
-    own = timeline(plan, book=book, traffic=traffic, slow=slow)
+
+    def line(step: Step) -> Timeline:
+        return timeline(step, book=book, traffic=traffic, slow=slow, by_speed=by_speed)
+
+    own = line(plan)
     missing: dict[str, str] = {}
     other: Timeline | None = None
     if plan.spec.workload.phase == "decode":
         chunk = prefill_chunk(plan)
         if chunk:
-            other = timeline(prefill_step(plan, chunk), book=book, traffic=traffic, slow=slow)
+            other = line(prefill_step(plan, chunk))
         else:
             missing["ttft_s"] = "no prefill step fits memory beside the KV cache of this batch"
         return Estimate(plan, own, other, missing, step_floors(plan))
@@ -142,7 +151,7 @@ def estimate(
     if not draft.memory.fits:
         missing["tpot_s"] = "a decode step of this batch does not fit memory"
     else:
-        other = timeline(draft, book=book, traffic=traffic, slow=slow)
+        other = line(draft)
     return Estimate(plan, other, own, missing, step_floors(plan))
 
 

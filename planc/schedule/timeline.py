@@ -315,14 +315,16 @@ def timeline(
     whole: bool = False,
     wiring: Wiring | None = None,
     order: Sequence[int] | None = None,
+    by_speed: bool = False,
 ) -> Timeline:
     """Price and simulate the plan's step.
 
     ``book`` keeps prices between calls; ``traffic``: where tokens go (`planc.cost.exchange`); ``slow``: GPUs and links that
     are slower than planned; ``whole``: simulate every layer, alike or not; ``wiring`` and ``order``: those of another step
-    of the same structure.
+    of the same structure; ``by_speed``: copies of an expert share its tokens by the speed of their GPUs.
     """
-    prices = StepPrices(plan, book or PriceBook(), traffic)
+    speed = _speeds(plan, slow) if by_speed and slow else None
+    prices = StepPrices(plan, book or PriceBook(), traffic, speed)
     wiring = wiring or Wiring(expand(plan.blocks))
     chosen = tuple(order if order is not None else program_order(plan, prices.blocks))
     run = simulate(plan, prices, chosen, wiring, slow=slow, whole=whole)
@@ -330,3 +332,12 @@ def timeline(
     if plan.spec.model.vocab:
         again = simulate(plan, prices, chosen, wiring, after=run, slow=slow, whole=whole)
     return Timeline(plan, prices, wiring, chosen, run, again)
+
+
+def _speeds(plan: Step, slow: Slow) -> np.ndarray:
+    """Speed of every rank of an EP group, 1 as planned; float [ep]. Replicas and stages have one table of shares: the slowest
+    of the ranks in one place counts."""
+    speed = np.ones(plan.parallelism.world_size)
+    for rank, factor in slow.gpus.items():
+        speed[rank] = 1.0 / factor
+    return np.asarray(speed.reshape(-1, plan.parallelism.ep).min(axis=0))

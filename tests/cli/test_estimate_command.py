@@ -199,3 +199,16 @@ def test_a_comparison_in_words(run: Run) -> None:
 def test_help_is_quick_and_has_examples() -> None:
     parser = (ROOT / "planc" / "cli" / "parser.py").read_text()
     assert "planc compare specs/moe-4l-64gpu.yaml specs/moe-4l-16gpu-baseline.yaml" in parser
+
+
+def test_what_redundant_copies_recover(run: Run) -> None:
+    found = parsed(run, "estimate", SPEC, "--slow", "3=2")["straggler"]
+    assert found["redundant_copies"] == 0 and found["recovered_share"] == 0
+    assert found["lost_s"] == pytest.approx(found["step_s"] - found["step_as_planned_s"])
+    sets = ["--set", "cluster=h100-sxm-2x8", "--set", "parallelism={dp: 1, ep: 16}"]
+    sets += ["--set", "expert_rule={slots_per_gpu: 1, spares: replicate}"]
+    sets += ["--set", "workload={batch: 8192, isl: 128}"]  # enough tokens that experts compute, not only read weights
+    found = parsed(run, "estimate", SPEC, "--slow", "3=2", *sets)["straggler"]
+    assert found["redundant_copies"] == 8 and 0 < found["recovered_share"] < 1
+    assert found["step_as_planned_s"] < found["step_by_speed_s"] < found["step_s"]
+    assert "of it is recovered" in run("estimate", SPEC, "--slow", "3=2", *sets)[1]

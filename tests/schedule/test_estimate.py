@@ -8,7 +8,7 @@ from small_specs import ROOT, small_spec
 
 import planc
 from planc.cost.exchange import Exchanges
-from planc.schedule import Sweep, estimate, known_traffic, timeline
+from planc.schedule import Slow, Sweep, estimate, known_traffic, timeline
 from planc.schedule.sweep import largest_batches
 
 MIXTRAL = ROOT / "specs" / "mixtral-8x7b.yaml"
@@ -128,3 +128,41 @@ def test_a_gpu_unlike_its_preset_has_no_fit() -> None:
     assert "fitted" in timeline(plan).provenance
     changed = compiled("mixtral-8x7b", "cluster.gpu={base: h100-sxm, memory_bandwidth: 2 TB/s}")
     assert set(timeline(changed).provenance) <= {"spec", "derived"}
+
+
+def test_copies_take_over_from_a_slow_gpu() -> None:
+    """12 experts' worth of slots for 8 experts: those on a GPU at a third of its speed keep a quarter beside one other copy."""
+    parts = {"expert_rule": {"slots_per_gpu": 2, "spares": "replicate"}, "workload": {"batch": 40_000}}
+    plan = planc.compile(small_spec(**parts))
+    part = plan.placement.layers[0]
+    assert (part.copies == 2).all()
+    slow = Slow(gpus={3: 3.0})
+    speed = np.array([1, 1, 1, 1 / 3, 1, 1, 1, 1])
+    even, moved = Exchanges(plan, "low_latency").of(0), Exchanges(plan, "low_latency", speed=speed).of(0)
+    assert moved.rows.sum() == pytest.approx(even.rows.sum())
+    assert moved.rows[part.rank == 3] == pytest.approx(even.rows[part.rank == 3] / 2)  # a quarter instead of a half
+    steps = [timeline(plan, slow=s, by_speed=b).step for s, b in ((None, False), (slow, False), (slow, True))]
+    assert steps[0] < steps[2] < steps[1]
+
+
+def test_copies_near_the_tokens_serve_them() -> None:
+    """With two copies of every expert, each serves the half of the sources that is nearer in rank order."""
+    plan = planc.compile(small_spec(expert_rule={"slots_per_gpu": 2, "spares": "replicate"}))
+    part, pairs = plan.placement.layers[0], Exchanges(plan, "low_latency").of(0).pairs
+    first = np.array([part.rank[part.expert == e].min() for e in range(8)])
+    for expert in range(8):
+        ranks = sorted(part.rank[part.expert == expert].tolist())
+        assert first[expert] == ranks[0] < ranks[1]
+    assert pairs.sum(axis=1) == pytest.approx(np.full(8, 16))  # 8 tokens × top-2 of every rank
+    rows = Exchanges(plan, "low_latency").of(0).rows
+    assert rows == pytest.approx(np.full(16, 8))  # 128 choices over 16 copies
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3-128gpu", "moe-61l-ep64-dp2", "moe-4l-64gpu"])
+def test_steps_do_not_get_quicker_as_batches_grow(name: str) -> None:
+    """What prunes the search for the best batch where no library changes its kernels."""
+    plan = compiled(name)
+    sweep = Sweep(plan)
+    batches = largest_batches(plan.spec, plan.parallelism, plan.limits["batch"])
+    tpots = [sweep.at(batch=batch).tpot for batch in batches[:: max(1, len(batches) // 12)]]
+    assert (np.diff(tpots) >= -1e-12).all()
