@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from math import ceil, floor, log10
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ import numpy as np
 from planc.placement import Placement
 from planc.planner import Certificate
 from planc.planner.certificate import KindRecord, LayerRecord
+from planc.render.chart import round_step
+from planc.render.chart import text as _text
 from planc.render.style import FONT
 from planc.render.text import fitted, named, numbers_text, text_width, wrapped, xml_escape
 from planc.units import decode_numbers, format_seconds
@@ -414,8 +416,7 @@ def _layer_bars(layers: Sequence[LayerRecord], y: int) -> tuple[list[str], int]:
 
 def _axis(longest: float) -> tuple[float, int]:
     """A round step and how many of them reach ``longest``: at most five."""
-    power = 10.0 ** floor(log10(longest / 5))
-    step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power * 5 >= longest)
+    step = round_step(longest / 5)
     return step, ceil(longest / step - 1e-9)
 
 
@@ -441,17 +442,6 @@ def _tick(x: float, y: float, height: int) -> str:
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
-
-
-def _text(
-    x: float, y: float, text: str, size: float = _SIZE, anchor: str = "", *, bold: bool = False, fill: str = ""
-) -> str:
-    """A text element; what is at its default is left out."""
-    more = f' font-size="{size:g}"' if size != _SIZE else ""
-    more += f' text-anchor="{anchor}"' if anchor else ""
-    more += ' font-weight="bold"' if bold else ""
-    more += f' fill="{fill}"' if fill else ""
-    return f'<text x="{round(x, 1):g}" y="{round(y, 1):g}"{more}>{xml_escape(text)}</text>'
 
 
 def _svg(id: str, title: str, height: int, body: Iterable[str]) -> str:
