@@ -8,7 +8,7 @@ from small_specs import GPU, ROOT, small_spec
 
 import planc
 from planc.render.frontier import SweepPoint
-from planc.schedule import Timeline, timeline
+from planc.schedule import Slow, Timeline, timeline
 
 LARGE = "workload.batch=32768", "workload.isl=1024"
 EXAMPLES: dict[str, tuple[str, ...]] = {
@@ -51,12 +51,15 @@ SMALL: dict[str, dict[str, object]] = {
         "workload": {"batch": 1024, "micro_batches": 12},
     },
 }
-TIMELINES = (*EXAMPLES, *SMALL)
+TIMELINES = (*EXAMPLES, *SMALL, "a slow GPU")
 
 
 @cache
 def made_timeline(name: str) -> Timeline:
     """The simulated step of a case, made once."""
+    if name == "a slow GPU":
+        plan = planc.compile(planc.load_spec(ROOT / "specs" / "mixtral-8x7b.yaml"))
+        return timeline(plan, slow=Slow(gpus={5: 1.5}))
     if name in SMALL:
         return timeline(planc.compile(small_spec(**SMALL[name])))
     spec, *overrides = EXAMPLES[name]

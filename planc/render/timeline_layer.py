@@ -132,7 +132,8 @@ def layer_panel(
     words = f"{layer.name.capitalize()}, op by op"
     wide = text_width(words, 12, bold=True)
     more = f"from {seconds_text(layer.start)} on, {seconds_text(layer.end - layer.start)} long"
-    more += " · pale: other layers" + (" or micro-batches" if timeline.plan.spec.workload.micro_batches > 1 else "")
+    many = timeline.plan.spec.workload.micro_batches > 1
+    more += " · pale: other layers" + (" or micro-batches (m)" if many else "")
     more += f" · //: {seconds_text(time.cut[1] - time.cut[0])} are drawn shorter" if time.cut else ""
     head = [text(12, y + 12, words, bold=True), text(12 + wide + 12, y + 12, more, fill="#444")]
     body: list[str] = []
@@ -157,9 +158,7 @@ def layer_panel(
     end = at - _GAP
     out = ['<g id="timeline-layer">', *head, *_axis(layer, time, top, end), *body]
     if missing:
-        out.append(
-            text(LEFT, end + 32, f"{missing} of the shortest ops have no room for their names.", SMALL, fill="#444")
-        )
+        out.append(text(LEFT, end + 32, f"No room for names of the shortest ops: {missing}.", SMALL, fill="#444"))
     return [*out, "</g>"], end + (38 if missing else 20)
 
 
@@ -221,7 +220,7 @@ def _bars(timeline: Timeline, layer: Layer, lane: Lane, time: _Time) -> list[_Ba
         if right - left > 0.05:
             block = blocks[number]
             own = block.layer == layer.number and block.micro_batch == layer.micro_batch
-            words = f"m{block.micro_batch} {_name(timeline, block)}" if many else _name(timeline, block)
+            words = _name(timeline, block) if own or not many else f"m{block.micro_batch} {_name(timeline, block)}"
             out.append(_Bar(left, right, words, number, start, end, own))
     return out
 
