@@ -26,13 +26,18 @@ def estimate(options: argparse.Namespace) -> int:
 
     sweep = _read_sweep(options.sweep) if options.sweep else None
     bounds = read_bound("--tpot", options.tpot), read_bound("--ttft", options.ttft)
+    if options.plot and not sweep:
+        hint = "add --sweep batch=64..4096"
+        raise PlancError([Diagnostic("PLN406", "a plot needs a sweep", "--plot", Span("--plot", 1, 1), hint)])
     plan = load_any(options.plan, options.set)
     traffic = known_traffic(plan, files=True)
     if sweep or options.best:
         from planc.schedule import Sweep
 
         made = Sweep(plan, traffic)
-        return _best(made, plan, bounds, options.json) if options.best else _swept(made, sweep or {}, options.json)
+        return (
+            _best(made, plan, bounds, options.json) if options.best else _swept(made, sweep or {}, options, bounds[0])
+        )
     slow = _read_slow(plan, options.slow)
     found = predict(plan, traffic=traffic, slow=slow)
     record, text = estimate_record(found), "" if options.json else estimate_text(found)
@@ -47,20 +52,29 @@ def estimate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _swept(sweep: Sweep, asked: dict[str, list[int]], as_json: bool) -> int:
+def _swept(sweep: Sweep, asked: dict[str, list[int]], options: argparse.Namespace, bound: float | None) -> int:
     from planc.report.estimate import point_record, sweep_text
 
     (key, values), *_ = asked.items()
+    if options.plot and key != "batch":
+        message = f"a plot of TPS against TPOT is over batches, not over {key}"
+        raise PlancError([Diagnostic("PLN406", message, "--plot", Span("--plot", 1, 1))])
     with planning("simulating") as progress:
         points = []
         for number, value in enumerate(values):
             points.append(sweep.at(**{key: value}))
             if progress:
                 progress(number + 1, len(values))
-    if as_json:
+    spec = sweep.plan.spec
+    if options.plot:
+        from planc.render import tps_tpot_svg
+
+        drawn = tps_tpot_svg(points, bound_s=bound or spec.target.tpot, name=spec.name)
+        write_text(drawn, options.plot)
+    if options.json:
         print_json(
             {
-                "name": sweep.plan.spec.name,
+                "name": spec.name,
                 "gpus": sweep.plan.parallelism.world_size,
                 "points": [point_record(p) for p in points],
             }

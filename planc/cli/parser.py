@@ -179,6 +179,9 @@ def _estimate(part: argparse.ArgumentParser) -> None:
     part.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the spec")
     text = "values of batch, isl, osl or micro_batches: batch=64,128, batch=64..4096 (doubling) or batch=64..512:64"
     part.add_argument("--sweep", metavar="KEY=VALUES", help=text)
+    part.add_argument(
+        "--plot", metavar="FILE.svg", help="with --sweep batch=…: TPS against TPOT, with --tpot as a line"
+    )
     text = "find the batch with the most TPS within --tpot and --ttft (default: the spec's target) and memory"
     part.add_argument("--best", action="store_true", help=text)
     part.add_argument("--tpot", metavar="TIME", help="bound for --best, e.g. 20ms")

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from planc.render.deployment import deployment_view
 from planc.render.detailed import detailed_view
 from planc.render.dot import dot
+from planc.render.frontier import best_under, tps_tpot_svg
 from planc.render.gate import gate_loads_svg
 from planc.render.memory import memory_svg
 from planc.render.placement import expert_heat_map_svg, link_bars_svg
 from planc.render.simplified import simplified_view
 from planc.render.svg import svg
+from planc.render.timeline import timeline_svg
 from planc.render.view import Edge, Frame, Label, Node, View
 from planc.verify import VerifiedPlan
 
@@ -27,6 +29,7 @@ __all__ = [
     "Label",
     "Node",
     "View",
+    "best_under",
     "deployment_view",
     "detailed_view",
     "dot",
@@ -36,4 +39,6 @@ __all__ = [
     "memory_svg",
     "simplified_view",
     "svg",
+    "timeline_svg",
+    "tps_tpot_svg",
 ]

@@ -1,4 +1,4 @@
-"""What figures 1,000 px wide share: text, colour scales for loads, axes, and the frame of the file."""
+"""What figures 1,000 px wide share: text, colour scales for loads, axes, times, and the frame of the file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from planc.render.style import FONT
 from planc.render.text import fitted, text_width, xml_escape
+from planc.units import format_seconds
 
 WIDTH, LEFT, RIGHT = 1000, 104, 20
-SIZE, SMALL = 12.0, 10.0  #: px of text, and of the smallest
+SIZE, NAME, SMALL = 12.0, 11.0, 10.0  #: px of text, of names beside marks, and of the smallest
 #: a load over the mean, up to a bound: blue is less, red more; readable to the colour-blind
 RATIO = ("#2166ac", "#6baed6", "#c6dcef", "#f7f7f7", "#fddbc7", "#ef8a62", "#b2182b")
 RATIO_TO = (0.5, 0.7, 0.9, 1.1, 1.4, 2.0)
@@ -31,16 +32,18 @@ def text_at(
     return f'<text x="{round(x, 1):g}" y="{round(y, 1):g}"{more}>{xml_escape(text)}</text>'
 
 
-def figure(id: str, title: str, height: int, body: Iterable[str]) -> str:
-    """A figure with its title."""
+def figure(id: str, title: str, height: float, body: Iterable[str], description: str = "") -> str:
+    """A figure with its title; one with a description narrows with its page."""
     name = xml_escape(title)
+    style = "font-kerning:none" + (";max-width:100%;height:auto" if description else "")
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" id="{id}" '
-        f'role="img" aria-label="{name}" font-family="{xml_escape(FONT)}" font-size="{SIZE:g}" style="font-kerning:none">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}" id="{id}" '
+        f'role="img" aria-label="{name}" font-family="{xml_escape(FONT)}" font-size="{SIZE:g}" style="{style}">'
     )
-    white = f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>'
+    white = f'<rect width="{WIDTH}" height="{height:g}" fill="#fff"/>'
     heading = f'<text x="12" y="22" font-size="14" font-weight="bold">{xml_escape(fitted(title, 14, WIDTH - 24, bold=True))}</text>'
-    return "\n".join([head, f"<title>{name}</title>", white, heading, *body, "</svg>", ""])
+    described = f"<title>{name}</title>" + (f"<desc>{xml_escape(description)}</desc>" if description else "")
+    return "\n".join([head, described, white, heading, *body, "</svg>", ""])
 
 
 def colour_level(value: float, mean: float, bounds: Sequence[float]) -> int:
@@ -67,6 +70,21 @@ def colour_scale(
 
 def axis(longest: float) -> tuple[float, int]:
     """A round step and how many of them reach ``longest``: at most five."""
-    power = 10.0 ** floor(log10(longest / 5))
-    step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power * 5 >= longest)
+    step = round_step(longest / 5)
     return step, ceil(longest / step - 1e-9)
+
+
+def round_step(least: float) -> float:
+    """The smallest of 1, 2, 2.5 and 5 times a power of ten that is not below ``least``."""
+    power = 10.0 ** floor(log10(least))
+    return next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= least * (1 - 1e-9))
+
+
+def seconds_text(value: float) -> str:
+    """``2.366 ms``, ``28.12 µs``."""
+    return format_seconds(value).replace("us", "µs")
+
+
+def time_unit(longest: float) -> tuple[str, float]:
+    """Unit for an axis that ends at ``longest`` seconds, and its seconds."""
+    return next((u, f) for u, f in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)) if longest >= 2 * f or u == "µs")
