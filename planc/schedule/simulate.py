@@ -43,6 +43,18 @@ class Feed:
     targets: np.ndarray | None  #: None: all ops, in order
     cuts: np.ndarray | None
 
+    def sources(self, op: int) -> np.ndarray:
+        """The source ops that an op of the block reads."""
+        place = op
+        if self.targets is not None:
+            place = int(np.searchsorted(self.targets, op))
+            if place == len(self.targets) or self.targets[place] != op:
+                return self.index[:0]
+        if self.cuts is None:
+            return self.index[place : place + 1]
+        end = self.cuts[place + 1] if place + 1 < len(self.cuts) else len(self.index)
+        return self.index[self.cuts[place] : end]
+
     def latest(self, ready: np.ndarray, end: np.ndarray) -> np.ndarray:
         """``ready`` of the block's ops, or later where one of their sources ends later; float [ops]."""
         came: np.ndarray = end[self.index]

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from planc.cost.step import CLASSES, PriceBook, Step, StepPrices, class_of
-from planc.graph import Expanded, OpBlock, expand
+from planc.graph import OpBlock, expand
 from planc.routing import Traffic
 from planc.schedule.order import on_communication_stream, program_order, takes_time
 from planc.schedule.simulate import Run, Slow, Wiring, simulate
@@ -79,11 +79,6 @@ class Timeline:
         """End of every op, s; float [ops]."""
         return np.concatenate(self.run.end)
 
-    @cached_property
-    def expanded(self) -> Expanded:
-        """The graph's edges as arrays."""
-        return expand(self.plan.blocks)
-
     def stream_of(self, block: OpBlock) -> Literal["compute", "communication"]:
         """Kind of stream that the block's ops take."""
         return "communication" if on_communication_stream(block) else "compute"
@@ -92,28 +87,39 @@ class Timeline:
     def intervals(self) -> tuple[np.ndarray, ...]:
         """Every occupation of a stream: (rank, far, lane, op, start, end), one entry per member of an op; ``far`` is 1 for
         communication streams. Sorted by rank, kind of stream, lane and start."""
+        return self._intervals(np.ones(self.plan.blocks.world_size, dtype=bool))
+
+    def _intervals(self, chosen: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The intervals of the ranks that are ``chosen``, bool [world]."""
         parts = []
         for number, block in enumerate(self.plan.blocks.blocks):
             if not takes_time(block):
                 continue
-            width = block.ranks.shape[1]
-            ops = np.repeat(np.arange(len(block)), width)
-            lane = np.broadcast_to(np.asarray(self.run.lanes[number]), block.ranks.shape).reshape(-1)
-            far = np.full(block.ranks.size, int(on_communication_stream(block)))
-            first = int(self.plan.blocks.first_op[number])
+            ops, member = np.nonzero(chosen[block.ranks])
+            lane = np.broadcast_to(np.asarray(self.run.lanes[number]), block.ranks.shape)[ops, member]
+            far = np.full(len(ops), int(on_communication_stream(block)))
+            name = ops + int(self.plan.blocks.first_op[number])
             parts.append(
-                (
-                    block.ranks.reshape(-1),
-                    far,
-                    lane,
-                    ops + first,
-                    self.run.start[number][ops],
-                    self.run.end[number][ops],
-                )
+                (block.ranks[ops, member], far, lane, name, self.run.start[number][ops], self.run.end[number][ops])
             )
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         order = np.lexsort((columns[3], columns[4], columns[2], columns[1], columns[0]))
         return tuple(column[order] for column in columns)
+
+    def _alike(self) -> tuple[np.ndarray, np.ndarray]:
+        """(a rank of every kind, the kind of every rank): ranks of one kind are busy at the same times with ops that have the
+        same fixed part."""
+        mark = np.zeros(self.plan.blocks.world_size, dtype=np.uint64)
+        for number, block in enumerate(self.plan.blocks.blocks):
+            if takes_time(block):
+                times = self.run.start[number], self.run.end[number], self.prices.blocks[number].fixed
+                own = np.full(len(block), 2 * number + 1, dtype=np.uint64)
+                for time in times:
+                    own = (own ^ np.ascontiguousarray(time).view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+                    own ^= own >> np.uint64(29)
+                mark[block.ranks] = (mark[block.ranks] ^ own[:, None]) * np.uint64(0xBF58476D1CE4E5B9)
+        _, first, kind = np.unique(mark, return_index=True, return_inverse=True)
+        return first, kind.reshape(-1)
 
     def stream_busy(self) -> dict[tuple[int, str, int], float]:
         """(rank, kind of stream, lane) -> seconds busy. What is left to `step` is idle."""
@@ -132,8 +138,11 @@ class Timeline:
     @cached_property
     def usage(self) -> Usage:
         """Busy, exposed, overlapped and idle seconds of every rank."""
-        rank, far, _, op, start, end = self.intervals
         world = self.plan.blocks.world_size
+        first, kind = self._alike()
+        chosen = np.zeros(world, dtype=bool)
+        chosen[first] = True
+        rank, far, _, op, start, end = self._intervals(chosen)
         at = np.concatenate([start, end])
         who = np.concatenate([rank, rank])
         by = np.concatenate([far, far])
@@ -146,11 +155,11 @@ class Timeline:
         span = np.where(same, at[1:] - at[:-1], 0.0)
 
         def total(when: np.ndarray) -> np.ndarray:
-            return np.bincount(who[:-1], weights=span * when[:-1], minlength=world)
+            return np.asarray(np.bincount(who[:-1], weights=span * when[:-1], minlength=world)[first][kind])
 
         fixed = np.concatenate([p.fixed for p in self.prices.blocks])
         compute, both = total(near), total(near & away)
-        launches = np.bincount(rank[far == 0], weights=fixed[op[far == 0]], minlength=world)
+        launches = np.bincount(rank[far == 0], weights=fixed[op[far == 0]], minlength=world)[first][kind]
         communication = total(away)
         exposed = communication - both
         idle = np.maximum(self.step - compute - exposed, 0.0)
@@ -192,49 +201,54 @@ class Timeline:
     @cached_property
     def critical_path(self) -> tuple[Stretch, ...]:
         """The ops that decided the length of the step, first to last: each starts when the one before ends."""
-        blocks, first_op = self.plan.blocks.blocks, self.plan.blocks.first_op
-        expanded = self.expanded
-        by_target = np.argsort(expanded.target, kind="stable")
-        cuts = np.searchsorted(expanded.target[by_target], np.arange(len(self.end) + 1))
-        block_of = np.repeat(np.arange(len(blocks)), np.diff(first_op))
-        rank, far, _, ops, _, ends = self.intervals
-        held = np.lexsort((ends, far, rank))
-        lookup = (rank[held] * 2 + far[held], ends[held], ops[held])
-        near = _ALIKE * self.step
-        op = int(np.argmax(self.end))
+        blocks, run = self.plan.blocks.blocks, self.run
+        position = {block: n for n, block in enumerate(self.order)}
+        block = max(range(len(blocks)), key=lambda n: (float(run.end[n].max(initial=0.0)), -n))
+        op = int(run.end[block].argmax())
         path: list[Stretch] = []
         while True:
-            block = int(block_of[op])
-            start = float(self.start[op])
-            sources = expanded.source[by_target[cuts[op] : cuts[op + 1]]]
-            before, cause = -1, "start"
-            if len(sources):
-                latest = int(sources[np.argmax(self.end[sources])])
-                if self._arrives(latest, block, block_of) >= start - near and start > near:
-                    before, cause = latest, "data"
-            if before < 0 and start > near and takes_time(blocks[block]):
-                own = int(op - first_op[block])
-                found = _last_on_streams(
-                    lookup, blocks[block].ranks[own], on_communication_stream(blocks[block]), start + near, op
-                )
-                before, cause = found, "stream" if found >= 0 else "start"
-            price = float(self.prices.blocks[block].seconds[op - first_op[block]])
-            if not takes_time(blocks[block]):
-                price = 0.0
-            end = float(self.end[op])
-            path.append(Stretch(block, int(op - first_op[block]), start, end, cause, max(0.0, end - start - price)))  # type: ignore[arg-type]
-            if before < 0:
+            start, end = float(run.start[block][op]), float(run.end[block][op])
+            price = float(self.prices.blocks[block].seconds[op]) if takes_time(blocks[block]) else 0.0
+            before = self._last_read(block, op, start)
+            cause: Literal["data", "stream", "start"] = "data"
+            if before is None and takes_time(blocks[block]):
+                before, cause = self._last_on_streams(position[block], block, op, start), "stream"
+            if before is None:
+                cause = "start"
+            path.append(Stretch(block, op, start, end, cause, max(0.0, end - start - price)))
+            if before is None:
                 return tuple(reversed(path))
-            op = before
+            block, op = before
 
-    def _arrives(self, source: int, block: int, block_of: np.ndarray) -> float:
-        """When what ``source`` sends is there: for experts that start on a part, its first part."""
-        kinds = self.plan.blocks.blocks[block_of[source]].kind, self.plan.blocks.blocks[block].kind
-        chunks = self.plan.spec.execution.expert_chunks
-        end = float(self.end[source])
-        if chunks > 1 and kinds == ("dispatch", "expert"):
-            return float(self.start[source]) + (end - float(self.start[source])) / chunks
-        return end
+    def _last_read(self, block: int, op: int, start: float) -> tuple[int, int] | None:
+        """The op whose result came last, if its coming is what let this op start."""
+        kind, chunks = self.plan.blocks.blocks[block].kind, self.plan.spec.execution.expert_chunks
+        near, found, latest = _ALIKE * self.step, None, -1.0
+        for feed in self.wiring.feeds[block]:
+            sources = feed.sources(op)
+            came = self.run.end[feed.source][sources]
+            if chunks > 1 and kind == "expert" and self.plan.blocks.blocks[feed.source].kind == "dispatch":
+                first = self.run.start[feed.source][sources]  # experts start on a part of the rows
+                came = first + (came - first) / chunks
+            if len(sources) and came.max() > latest:
+                latest, found = float(came.max()), (feed.source, int(sources[came.argmax()]))
+        return found if latest >= start - near and start > near else None
+
+    def _last_on_streams(self, position: int, block: int, op: int, start: float) -> tuple[int, int] | None:
+        """The op before this one on a stream of one of its ranks that ended when this one started."""
+        blocks, near = self.plan.blocks.blocks, _ALIKE * self.step
+        ranks, far = blocks[block].ranks[op], on_communication_stream(blocks[block])
+        if start <= near:
+            return None
+        for other in reversed(self.order[:position]):
+            if not takes_time(blocks[other]) or on_communication_stream(blocks[other]) != far:
+                continue
+            ended = np.abs(self.run.end[other] - start) <= near
+            if ended.any():
+                ended &= np.isin(blocks[other].ranks, ranks).any(axis=1)
+                if ended.any():
+                    return other, int(ended.argmax())
+        return None
 
     @property
     def path_by_class(self) -> dict[str, float]:
@@ -288,22 +302,6 @@ class Timeline:
             total[word] = total.get(word, 0.0) + stretch.end - stretch.start
         everything = sum(total.values()) or 1.0
         return {word: value / everything for word, value in sorted(total.items())}
-
-
-def _last_on_streams(
-    lookup: tuple[np.ndarray, np.ndarray, np.ndarray], ranks: np.ndarray, far: bool, upto: float, op: int
-) -> int:
-    """The op that ended last, not after ``upto``, on a stream of one of the ranks; -1 for none."""
-    keys, ends, ops = lookup
-    best, found = -1.0, -1
-    for rank in ranks.tolist():
-        first, last = np.searchsorted(keys, [rank * 2 + int(far), rank * 2 + int(far) + 1])
-        at = int(first + np.searchsorted(ends[first:last], upto, side="right")) - 1
-        while at >= first and ops[at] == op:
-            at -= 1
-        if at >= first and ends[at] > best:
-            best, found = float(ends[at]), int(ops[at])
-    return found
 
 
 def timeline(
