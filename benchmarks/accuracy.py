@@ -20,6 +20,7 @@ import numpy as np
 from accuracy_data import read
 from accuracy_fit import (
     Family,
+    borrowing,
     coverage,
     cross_validate,
     families,
@@ -60,14 +61,27 @@ class Judged:
     valid: dict[str, list[float]]
 
 
-def judge(family: Family, gpu: str, folder: Path, hw: Hardware, shipped: FitFile | None) -> Judged:
-    """Fit (or take the shipped constants), cross-validate, and find the interval."""
+def judge(
+    family: Family,
+    gpu: str,
+    folder: Path,
+    hw: Hardware,
+    shipped: FitFile | None,
+    found: dict[str, dict[str, float]],
+) -> Judged:
+    """Fit (or take the shipped constants), cross-validate, and find the interval. ``found``: constants of the families
+    before."""
+    family, given = borrowing(family, found)
     table = family.read(folder, GPUS[gpu])
     if shipped is None:
         constants = {name: _rounded(name, value) for name, value in search(family, hw, table, family.start, 6).items()}
     else:
         constants = _flat(getattr(shipped, family.name).constants.model_dump())
-    start = {name: value if name.endswith("power") else max(value, 1e-14) for name, value in constants.items()}
+    start = {
+        name: value if name.endswith("power") else max(value, 1e-14)
+        for name, value in constants.items()
+        if name not in given
+    }
     by = [folds(table, by_shape) for by_shape in (False, True)]
     by_row, by_shape = (cross_validate(family, hw, table, start, fold) for fold in by)
     apart = rough_rows(family, table.columns)
@@ -92,7 +106,7 @@ def judge(family: Family, gpu: str, folder: Path, hw: Hardware, shipped: FitFile
     return Judged(
         family,
         gpu,
-        constants,
+        _in_order(constants | given),
         table.seconds,
         table.seconds / predicted,
         by_row,
@@ -105,6 +119,14 @@ def judge(family: Family, gpu: str, folder: Path, hw: Hardware, shipped: FitFile
         },
         {name: [float(table.columns[name].min()), float(table.columns[name].max())] for name in family.sizes},
     )
+
+
+def _in_order(constants: dict[str, float]) -> dict[str, float]:
+    """Borrowed constants at their place."""
+    if "per_expert" not in constants:
+        return constants
+    first = ("overhead", "per_expert")
+    return {name: constants[name] for name in (*first, *(key for key in constants if key not in first))}
 
 
 def _flat(values: dict[str, Any]) -> dict[str, float]:
@@ -234,10 +256,12 @@ def main() -> None:
     for gpu in GPUS:
         hw = _hardware(load_costs(gpu) if not options.fit else _spec_costs(gpu))
         shipped = None if options.fit else load_fit(gpu)
+        found: dict[str, dict[str, float]] = {}
         for family in families():
             if not re.search(options.only, family.name):
                 continue
-            one = judge(family, gpu, options.data, hw, shipped)
+            one = judge(family, gpu, options.data, hw, shipped, found)
+            found[family.name] = one.constants
             judged.append(one)
             errors = [np.abs(1 / ratio - 1) * 100 for ratio in (one.inside, one.by_row, one.by_shape)]
             text = "  ".join(f"{np.median(e):5.2f} / {np.quantile(e, 0.9):5.1f}" for e in errors)

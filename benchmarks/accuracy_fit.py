@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +37,7 @@ class Family:
     sizes: tuple[str, ...]  #: columns whose range bounds the fit
     source: str
     dtype: str = ""
+    borrowed: tuple[tuple[str, str], ...] = ()  #: (constant, family that it is taken from): the rows cannot tell it
 
 
 def _attention(c: Any, hw: Hardware, s: dict[str, np.ndarray]) -> np.ndarray:
@@ -109,6 +110,8 @@ def families() -> list[Family]:
                     12 if skewed else 5, _EXPERTS, _experts(dtype),
                     lambda folder, gpu, d=dtype, k=skewed: expert_gemm(folder, gpu, d, k), _LOADS + (("skew",) if skewed else ()),
                     f"{version}, {word}", dtype,
+                    # all FP8 rows have experts of one size: time per expert and time per byte of its weights are one
+                    (("per_expert", f"expert_gemm_{word}"),) if dtype == "fp8" else (),
                 )
             )  # fmt: skip
     out.append(
@@ -152,6 +155,19 @@ def families() -> list[Family]:
             )  # fmt: skip
     order = ["gemm", "expert_gemm", "attention", "mla", "all_", "reduce", "dispatch", "combine"]
     return sorted(out, key=lambda f: next(i for i, word in enumerate(order) if f.name.startswith(word)))
+
+
+def borrowing(family: Family, found: dict[str, dict[str, float]]) -> tuple[Family, dict[str, float]]:
+    """The family with borrowed constants filled in, which are then not searched, and those constants. ``found``: constants
+    by family."""
+    given = {name: found[other][name] for name, other in family.borrowed}
+    if not given:
+        return family, {}
+
+    def form(c: Any, hw: Hardware, s: dict[str, np.ndarray]) -> np.ndarray:
+        return family.form(SimpleNamespace(**(vars(c) | given)), hw, s)
+
+    return replace(family, form=form, start={k: v for k, v in family.start.items() if k not in given}), given
 
 
 def tree(flat: dict[str, float]) -> dict[str, Any]:
