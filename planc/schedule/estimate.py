@@ -51,7 +51,7 @@ class Estimate:
 
     def _tpot(self, step: float) -> float:
         execution, work = self.plan.spec.execution, self.plan.spec.workload
-        own = (step + execution.step_overhead) / execution.tokens_per_step
+        own = float((step + execution.step_overhead) / execution.tokens_per_step)
         if execution.serving == "apart" or self.prefill is None or self.ttft is None or work.osl == 0:
             return own
         return token_time(own, self.prompt_share, self.ttft, work.batch - 1, work.osl)
