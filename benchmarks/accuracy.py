@@ -261,6 +261,9 @@ def main() -> None:
         for family in families():
             if not re.search(options.only, family.name):
                 continue
+            for _, other in family.borrowed:  # not judged before, if `--only` leaves it out
+                if other not in found:
+                    found[other] = _flat(getattr(load_fit(gpu), other).constants.model_dump())
             one = judge(family, gpu, options.data, hw, shipped, found)
             found[family.name] = one.constants
             judged.append(one)
