@@ -3,8 +3,8 @@
     python benchmarks/accuracy.py --data DIR          # judge the shipped fits
     python benchmarks/accuracy.py --data DIR --fit    # fit again, and write specs/fits/*.yaml
 
-DIR holds the measured tables that docs/accuracy.md names. A row is always judged by constants that were fitted without
-it: once with rows left out one by one (five folds), once with whole shapes left out.
+DIR holds the measured tables that docs/accuracy.md names; end-to-end rows are judged by `accuracy_e2e.py`. A row is always
+judged by constants that were fitted without it: once with rows left out one by one (five folds), once with whole shapes left out.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import argparse
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import accuracy_e2e
 import accuracy_figure
 import numpy as np
 from accuracy_data import fill, read, table_and_source
@@ -34,12 +36,34 @@ PUBLISHED_NORMAL = 22 / 51
 SMS = 132  #: NVIDIA H100 and H200 SXM: 132 streaming multiprocessors (H100 architecture whitepaper)
 
 
-def _judged(family: Family, gpu: str, folder: Path, hw: Hardware, shipped: FitFile | None) -> Judged:
-    """A family on its measured table: fitted anew, or with the shipped constants."""
+#: family -> (constant, family that it is taken from): all FP8 rows have experts of one size, so that time per expert and
+#: time per byte of its weights are one
+BORROWED = {f"expert_gemm_fp8_{word}": ("per_expert", f"expert_gemm_{word}") for word in ("balanced", "skewed")}
+
+
+def _judged(
+    family: Family, gpu: str, folder: Path, hw: Hardware, shipped: FitFile | None, given: dict[str, float]
+) -> Judged:
+    """A family on its measured table: fitted anew, or with the shipped constants. ``given``: constants that are not
+    searched."""
     table, source = table_and_source(family.name, folder, GPUS[gpu])
     constants = None if shipped is None else flat(getattr(shipped, family.name).constants.model_dump())
-    one = judge(family, gpu, table, hw, constants, PUBLISHED_NORMAL if family.name.endswith("normal") else 1.0)
-    return replace(one, source=source, fill=fill(GPUS[gpu], family.dtype) if "skewed" in family.name else "")
+    if constants is not None:
+        constants = {name: value for name, value in constants.items() if name not in given}
+    outside = PUBLISHED_NORMAL if family.name.endswith("normal") else 1.0
+    one = judge(_with(family, given), gpu, table, hw, constants, outside)
+    found = {name: one.constants.get(name, given.get(name, 0.0)) for name in family.start}
+    words = fill(GPUS[gpu], family.dtype) if "skewed" in family.name else ""
+    return replace(one, family=family, constants=found, source=source, fill=words)
+
+
+def _with(family: Family, given: dict[str, float]) -> Family:
+    """The family with some constants filled in, which are then not searched."""
+
+    def form(c: Any, hw: Hardware, s: dict[str, np.ndarray]) -> np.ndarray:
+        return family.form(SimpleNamespace(**(vars(c) | given)), hw, s)
+
+    return replace(family, form=form, start={k: v for k, v in family.start.items() if k not in given})
 
 
 def h800(folder: Path, judged: list[Judged]) -> str:
@@ -93,10 +117,18 @@ def main() -> None:
     for gpu in GPUS:
         hw = _hardware(load_costs(gpu) if not options.fit else _spec_costs(gpu))
         shipped = None if options.fit else load_fit(gpu)
+        found: dict[str, dict[str, float]] = {}
         for family in families():
             if not re.search(options.only, family.name):
                 continue
-            one = _judged(family, gpu, options.data, hw, shipped)
+            given = {}
+            if family.name in BORROWED:
+                name, other = BORROWED[family.name]
+                if other not in found:  # not judged before: `--only` left it out
+                    found[other] = flat(getattr(load_fit(gpu), other).constants.model_dump())
+                given = {name: found[other][name]}
+            one = _judged(family, gpu, options.data, hw, shipped, given)
+            found[family.name] = one.constants
             judged.append(one)
             errors = [np.abs(1 / ratio - 1) * 100 for ratio in (one.inside, one.by_row, one.by_shape)]
             text = "  ".join(f"{np.median(e):5.2f} / {np.quantile(e, 0.9):5.1f}" for e in errors)
@@ -115,7 +147,11 @@ def main() -> None:
         (fits / "h800-sxm.yaml").write_text(h800(options.data, judged), "utf-8")
     figures = ROOT / "docs" / "figures"
     (figures / "accuracy.svg").write_text(accuracy_figure.draw(_panels(judged)), "utf-8")
-    (ROOT / "docs" / "accuracy.md").write_text(report(judged, options.data), "utf-8")
+    end_to_end, panels = accuracy_e2e.section(options.data)
+    heading = "Predicted (up) against measured (across) time per output token, ms; no constant was fitted to these rows"
+    text = accuracy_figure.draw(panels, "Predicted against measured TPOT of served models", heading, 1e-3)
+    (figures / "accuracy_e2e.svg").write_text(text, "utf-8")
+    (ROOT / "docs" / "accuracy.md").write_text(report(judged, options.data) + end_to_end, "utf-8")
 
 
 def _spec_costs(gpu: str) -> Costs:

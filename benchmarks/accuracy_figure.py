@@ -21,29 +21,32 @@ class Panel:
     points: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def draw(panels: list[Panel]) -> str:
-    """The figure as SVG text."""
+TITLE = "Predicted against measured time of every family, cross-validated"
+HEADING = "Predicted (up) against measured (across), µs, every row predicted by constants fitted without it"
+
+
+def draw(panels: list[Panel], title: str = TITLE, heading: str = HEADING, unit: float = 1e-6) -> str:
+    """The figure as SVG text; ``unit`` of the axes in seconds."""
     rows = math.ceil(len(panels) / COLUMNS)
     wide, tall = COLUMNS * WIDTH + 20, rows * HEIGHT + 60
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {tall}" width="{wide}" height="{tall}" '
         'font-family="sans-serif" font-size="11">',
-        "<title>Predicted against measured time of every family, cross-validated</title>",
+        f"<title>{title}</title>",
         f'<rect width="{wide}" height="{tall}" fill="#ffffff"/>',
-        '<text x="12" y="20" font-size="14">Predicted (up) against measured (across), µs, every row predicted by '
-        "constants fitted without it</text>",
+        f'<text x="12" y="20" font-size="14">{heading}</text>',
     ]
     for place, (gpu, colour) in enumerate(COLOURS.items()):
         out.append(f'<circle cx="{18 + 110 * place}" cy="36" r="4" fill="{colour}"/>')
         out.append(f'<text x="{28 + 110 * place}" y="40">{gpu}</text>')
     out.append('<text x="240" y="40" fill="#666">grey line: equal · dashed: a factor of 1.25 off</text>')
     for index, panel in enumerate(panels):
-        out += _panel(panel, index % COLUMNS * WIDTH, 50 + index // COLUMNS * HEIGHT)
+        out += _panel(panel, index % COLUMNS * WIDTH, 50 + index // COLUMNS * HEIGHT, unit)
     return "\n".join([*out, "</svg>", ""])
 
 
-def _panel(panel: Panel, left: float, top: float) -> list[str]:
-    values = np.concatenate([np.concatenate(pair) for pair in panel.points.values()]) * 1e6
+def _panel(panel: Panel, left: float, top: float, unit: float) -> list[str]:
+    values = np.concatenate([np.concatenate(pair) for pair in panel.points.values()]) / unit
     low, high = math.floor(math.log10(values.min()) * 2) / 2, math.ceil(math.log10(values.max()) * 2) / 2
     x0, x1, y0, y1 = left + EDGE, left + WIDTH - 10, top + HEIGHT - 28, top + 34
 
@@ -69,7 +72,7 @@ def _panel(panel: Panel, left: float, top: float) -> list[str]:
         out.append(f'<path d="{line}" stroke="#888" fill="none"{dash}/>')
     for gpu, (measured, predicted) in panel.points.items():
         step = max(1, len(measured) // _MOST_POINTS)
-        pairs = zip(measured[::step] * 1e6, predicted[::step] * 1e6, strict=True)
+        pairs = zip(measured[::step] / unit, predicted[::step] / unit, strict=True)
         dots = "".join(f"M{across(a):.1f} {up(b):.1f}h0" for a, b in pairs)
         out.append(
             f'<path d="{dots}" stroke="{COLOURS[gpu]}" stroke-width="2.4" stroke-linecap="round" stroke-opacity="0.45"/>'

@@ -14,7 +14,7 @@ from fitting import Judged, families, namespace, rough_rows, search
 from planc.cost.hardware import Hardware
 from planc.cost.ops import load_costs
 
-_HEAD = """# Accuracy of op prices
+_HEAD = """# Accuracy
 
 Written by `python benchmarks/accuracy.py --data DIR` (with `--fit` it fits again and writes `specs/fits`). Every number is
 an error on rows that the constants were **not** fitted on: five folds of single rows, and five folds of whole shapes, so
@@ -64,8 +64,10 @@ row, a shape or a model.
   DeepEP's figure.
 - Measured on H100 only, and used for H200 too: DeepEP over 2, 4 and 8 nodes.
 - Decode attention was measured again and again on one cache, so that a small cache is partly in L2.
+- All FP8 experts that were measured have one size, so that time per expert and time per byte of its weights cannot be told
+  apart: the time per expert is that of BF16 on the same GPU. (Searched freely, it takes 1.1 µs and errors are the same.)
 - `derived` prices (FP8 GEMM, FP8 caches, experts of two matrices, gates, heads, norms, prefill attention) rest on the
-  constants of a measured relative and were compared with nothing.
+  constants of a measured relative and were compared with nothing but the served models below.
 
 """
 

@@ -1,7 +1,9 @@
 """Which kernels an op of the graph is: kinds and sizes that `planc.cost.ops` prices.
 
 What engines fuse is one kernel here: a residual add with the norm that follows it, an activation with nothing, RoPE with
-the write to the KV cache. MLA decodes absorbed (DeepSeek-V2, arXiv 2405.04434, section 2.1.2) and prefills with K and V
+the write to the KV cache. A GEMM of FP8 weights takes FP8 rows, which a kernel of its own scales and converts first, one
+for every input (per-token-group quantisation in vLLM and SGLang, `fp8_quantize_1x128` in TensorRT-LLM); what feeds the
+experts is converted inside their grouped GEMM, as it was measured. MLA decodes absorbed (DeepSeek-V2, arXiv 2405.04434, section 2.1.2) and prefills with K and V
 expanded. Expert ops, collectives and hand-overs are priced by `planc.cost.step`.
 """
 
@@ -48,8 +50,11 @@ def _tokens(block: OpBlock) -> int:
     return next(iter(block.reads.values())).shape[0]
 
 
-def _gemm(at: Context, m: float, n: float, k: float) -> Kernel:
-    return _kernel("gemm", at.spec.model.dtype_of("weights"), m=m, n=n, k=k)
+def _linear(at: Context, m: float, n: float, k: float) -> list[Kernel]:
+    """A GEMM with weights, its input converted first where those are FP8."""
+    dtype = at.spec.model.dtype_of("weights")
+    product = _kernel("gemm", dtype, m=m, n=n, k=k)
+    return [_stream(m, k), product] if dtype == "fp8" else [product]
 
 
 def _stream(tokens: float, width: float) -> Kernel:
@@ -66,14 +71,14 @@ def _attn_qkv(at: Context, block: OpBlock) -> list[Kernel]:
     heads = a.heads // at.par.tp
     if a.kind != "mla":
         width = (heads + 2 * max(1, a.kv_head_count // at.par.tp)) * a.head_dim
-        return [_gemm(at, t, width, h), _stream(t, width)]
-    down = [_gemm(at, t, a.q_lora_rank + a.kv_width, h), _stream(t, a.q_lora_rank + a.kv_width)]
-    up = _gemm(at, t, heads * a.q_head_dim, a.q_lora_rank or h)
+        return [*_linear(at, t, width, h), _stream(t, width)]
+    down = [*_linear(at, t, a.q_lora_rank + a.kv_width, h), _stream(t, a.q_lora_rank + a.kv_width)]
+    up = _linear(at, t, heads * a.q_head_dim, a.q_lora_rank or h)
     if not a.q_lora_rank:
-        down = [_gemm(at, t, a.kv_width, h), _stream(t, a.kv_width)]
+        down = [*_linear(at, t, a.kv_width, h), _stream(t, a.kv_width)]
     if at.spec.workload.phase == "decode":
-        return [*down, up, _kernel("gemm", at.dtype, m=t, n=heads * a.kv_lora_rank, k=a.qk_nope_head_dim)]
-    return [*down, up, _gemm(at, t, heads * (a.qk_nope_head_dim + a.v_head_dim), a.kv_lora_rank)]
+        return [*down, *up, _kernel("gemm", at.dtype, m=t, n=heads * a.kv_lora_rank, k=a.qk_nope_head_dim)]
+    return [*down, *up, *_linear(at, t, heads * (a.qk_nope_head_dim + a.v_head_dim), a.kv_lora_rank)]
 
 
 def _attn_core(at: Context, block: OpBlock) -> list[Kernel]:
@@ -97,7 +102,7 @@ def _attn_core(at: Context, block: OpBlock) -> list[Kernel]:
 def _attn_out(at: Context, block: OpBlock) -> list[Kernel]:
     a, h, t = at.spec.model.attention, at.spec.model.hidden, _tokens(block)
     heads = a.heads // at.par.tp
-    out = [_gemm(at, t, h, heads * a.out_head_dim)]
+    out = _linear(at, t, h, heads * a.out_head_dim)
     if a.kind == "mla" and at.spec.workload.phase == "decode":
         return [_kernel("gemm", at.dtype, m=t, n=heads * a.v_head_dim, k=a.kv_lora_rank), *out]
     return out
@@ -112,12 +117,12 @@ def _up(at: Context, block: OpBlock) -> list[Kernel]:
     dense = block.kind == "dense_up"
     gated = (model.dense_mlp.gated if model.dense_mlp else False) if dense else bool(model.moe and model.moe.gated)
     t, width = block.writes["u"].shape
-    return [_gemm(at, t, (2 if gated else 1) * width, model.hidden), _stream(t, width)]
+    return [*_linear(at, t, (2 if gated else 1) * width, model.hidden), _stream(t, width)]
 
 
 def _down(at: Context, block: OpBlock) -> list[Kernel]:
     t, width = block.reads["u"].shape
-    return [_gemm(at, t, at.spec.model.hidden, width)]
+    return _linear(at, t, at.spec.model.hidden, width)
 
 
 def _gate(at: Context, block: OpBlock) -> list[Kernel]:

@@ -1,13 +1,13 @@
 """What the schedule means for those who serve: TPOT, TTFT, TPS, the largest concurrency.
 
 TPOT: seconds from decode step to decode step, divided by the tokens that a step yields a sequence. Where the same GPUs also
-prefill (`serving: together`), the prompts that arrive while a sequence decodes take their turns: at a steady concurrency one
-prompt comes for every sequence that ends, so a token waits for batch ÷ osl prompts on average. TTFT: the prefill steps of
-one prompt on every TP group at once, without waiting in a queue. TPS: batch ÷ TPOT (Little's law).
+prefill (`serving: together`), the prompts that arrive while a sequence decodes take their turns (`token_time`). TTFT: the
+prefill steps of one prompt on every TP group at once, without waiting in a queue. TPS: batch ÷ TPOT (Little's law).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -50,18 +50,27 @@ class Estimate:
         return -(-work.isl // (work.prefill_chunk or work.isl))
 
     @property
+    def prompt_share(self) -> float:
+        """Seconds that one prompt takes of the prefill steps that serve every TP group at once."""
+        assert self.prefill is not None
+        at_once = step_tokens(self.prefill.plan.spec, self.plan.parallelism).padded
+        return float(self.plan.spec.workload.isl / at_once * self.prefill.period)
+
+    @property
     def prefill_share(self) -> float:
-        """Seconds of prefill that a decode step waits for, where the same GPUs do both; else 0."""
-        spec = self.plan.spec
-        if spec.execution.serving == "apart" or self.prefill is None or spec.workload.osl == 0:
-            return 0.0
-        work, par = spec.workload, self.plan.parallelism
-        at_once = step_tokens(self.prefill.plan.spec, par).padded
-        return float(work.batch * work.isl / at_once * self.prefill.period / work.osl)
+        """Seconds of TPOT that the prompts of others take, where the same GPUs do both; else 0."""
+        return 0.0 if self.decode is None else self._tpot(self.decode.period) - self._own_time(self.decode.period)
+
+    def _own_time(self, step: float) -> float:
+        execution = self.plan.spec.execution
+        return float((step + execution.step_overhead) / execution.tokens_per_step)
 
     def _tpot(self, step: float) -> float:
-        execution = self.plan.spec.execution
-        return float((step + execution.step_overhead) / execution.tokens_per_step) + self.prefill_share
+        execution, work = self.plan.spec.execution, self.plan.spec.workload
+        own = self._own_time(step)
+        if execution.serving == "apart" or self.prefill is None or self.ttft is None or work.osl == 0:
+            return own
+        return token_time(own, self.prompt_share, self.ttft, work.batch - 1, work.osl)
 
     @cached_property
     def tpot(self) -> float | None:
@@ -117,6 +126,18 @@ class Estimate:
     def concurrency(self) -> int:
         """The largest batch that fits memory."""
         return largest_that_fits(self.plan.spec, self.plan.parallelism, self.plan.placement, "batch")
+
+
+def token_time(step: float, prompt: float, first: float, others: float, osl: float) -> float:
+    """Seconds per output token where prompts of ``others`` take turns with decode steps of ``step`` seconds a token.
+
+    All of them are at work all the time, each for ``first`` seconds until its first token and then for W seconds on its
+    ``osl`` tokens; so in W seconds each brings W ÷ (W + first) prompts, which take ``prompt`` seconds apiece:
+    W = osl·step + others·prompt·W ÷ (W + first). One's own prompt does not delay one's tokens.
+    """
+    decode = osl * step
+    more = decode + others * prompt - first
+    return (more + math.sqrt(more * more + 4.0 * first * decode)) / 2.0 / osl
 
 
 def estimate(

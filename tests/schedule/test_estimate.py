@@ -66,12 +66,15 @@ def test_floors_grow_with_the_batch_and_stay_below() -> None:
 
 
 def test_prompts_of_others_take_their_turns() -> None:
-    """64 sequences of 16 + 4 tokens: while one yields 4 tokens, 64 prompts of 16 tokens come. A prefill step takes one
-    prompt per GPU, so 8 of its steps go into 4 decode steps: 2 a token."""
+    """64 sequences of 16 + 4 tokens on 8 GPUs. A prefill step serves 8 prompts, so that a prompt takes an eighth of it. In the
+    W seconds of one's 4 tokens each of the 63 others brings W ÷ (W + TTFT) prompts."""
     apart = estimate(planc.compile(small_spec()))
     together = estimate(planc.compile(small_spec(execution={"serving": "together"})))
     assert apart.tpot is not None and together.tpot is not None and together.prefill is not None
-    assert together.tpot == pytest.approx(apart.tpot + 64 * 16 / (8 * 16) * together.prefill.period / 4)
+    assert together.ttft is not None
+    whole, prompt = 4 * together.tpot, together.prefill.period / 8
+    assert whole == pytest.approx(4 * apart.tpot + 63 * prompt * whole / (whole + together.ttft))
+    assert together.prefill_share == pytest.approx(together.tpot - apart.tpot) and apart.prefill_share == 0
 
 
 def test_speculative_tokens_and_overhead() -> None:

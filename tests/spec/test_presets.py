@@ -39,6 +39,7 @@ def test_the_presets_that_are_promised() -> None:
     assert set(MODELS) == {
         "deepseek-v3", "deepseek-r1", "deepseek-v2", "qwen3-235b-a22b", "qwen2-57b-a14b", "mixtral-8x7b",
         "gpt-oss-120b", "kimi-k2", "glm-4.5", "olmoe-1b-7b", "llama-4-maverick", "llama-3.1-8b", "moe-61l", "moe-4l",
+        "llama-3.1-70b", "qwen3-32b", "minimax-m2",
     }  # fmt: skip
 
 
