@@ -77,11 +77,23 @@ def outputs(plan: VerifiedPlan, figures: Iterable[str] = FIGURES) -> Iterator[tu
 
     The comprehensive figure is left out of plans with more than `planc.render.comprehensive.MAX_OPS` ops.
     """
-    from planc.render import PAGE_FIGURES, comprehensive, dot, expert_heat_map_svg, link_bars_svg, memory_svg, svg
+    from planc.render import (
+        PAGE_FIGURES,
+        comprehensive,
+        dot,
+        expert_heat_map_svg,
+        link_bars_svg,
+        memory_svg,
+        svg,
+        timeline_svg,
+    )
     from planc.report import document_html, document_markdown
+    from planc.schedule import estimate, known_traffic
 
     captions: dict[str, str] = {}
-    pictures = {"memory.svg": memory_svg(plan)}
+    # a recording may not be at hand when the files are checked again, so it has no part in what they say
+    found = estimate(plan, traffic=known_traffic(plan, files=False))
+    pictures = {"memory.svg": memory_svg(plan), "timeline.svg": timeline_svg(found.own)}
     if plan.certificate is not None:
         pictures["expert_heat_map.svg"] = expert_heat_map_svg(
             plan.certificate, plan.placement, plan.spec.cluster.node_of_rank
@@ -100,7 +112,7 @@ def outputs(plan: VerifiedPlan, figures: Iterable[str] = FIGURES) -> Iterator[tu
             captions[name] = "every op of every layer on every GPU"
             yield f"{name}.svg", comprehensive.comprehensive_svg(plan)
             yield f"{name}.dot", comprehensive.comprehensive_dot(plan)
-    markdown = document_markdown(plan, captions)
+    markdown = document_markdown(plan, captions, found)
     yield "deployment_plan.md", markdown
     yield "deployment_plan.html", document_html(plan, markdown, pictures)
     yield "plan.json", plan_json(plan)

@@ -31,8 +31,20 @@ from planc.spec.cluster import Cluster, Gpu, Links
 from planc.spec.load import load_cluster, load_gpu, preset_names
 from planc.topology import LINK_KINDS, LinkLoads, Topology, pair_loads
 
-#: what an op is counted under, in the order of reports
-CLASSES = ("attention", "dense", "gate", "experts", "head", "dispatch", "combine", "tp", "pp", "ends")
+#: what an op is counted under -> in words
+CLASS_NAMES = {
+    "attention": "attention",
+    "dense": "dense and shared MLP",
+    "gate": "gate and aggregate",
+    "experts": "experts",
+    "head": "embedding and head",
+    "dispatch": "dispatch",
+    "combine": "combine",
+    "tp": "TP collectives",
+    "pp": "PP hand-over",
+    "ends": "input and output",
+}
+CLASSES = tuple(CLASS_NAMES)  #: in the order of reports
 _CLASS_OF = {
     **dict.fromkeys(("attn_qkv", "attn_core", "attn_out"), "attention"),
     **dict.fromkeys(("dense_up", "dense_down", "shared_up", "shared_down", "residual_add"), "dense"),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planc.cost.step import CLASSES, class_of
+from planc.cost.step import CLASS_NAMES, CLASSES, class_of
 from planc.render.style import ATTENTION, COMMS, DENSE, EXPERT, ROUTING
 from planc.render.text import named
 from planc.schedule import Timeline
@@ -20,16 +20,19 @@ SAME = 1e-9  #: times that differ by less than this share of the step are one
 
 #: name in words, fill, and for communication its stroke, by class of op
 LOOK: dict[str, tuple[str, str, str]] = {
-    "attention": ("attention", ATTENTION, ""),
-    "dense": ("dense and shared MLP", DENSE, ""),
-    "gate": ("gate and aggregate", ROUTING, ""),
-    "experts": ("experts", EXPERT, ""),
-    "head": ("embedding and head", "#d9c6e8", ""),
-    "dispatch": ("dispatch", "#ee8f52", COMMS["dispatch"]),
-    "combine": ("combine", "#4f97d0", COMMS["combine"]),
-    "tp": ("TP collectives", "#cf82ad", COMMS["tp"]),
-    "pp": ("PP hand-over", "#c2a04f", COMMS["pp"]),
-    "ends": ("input and output", "#a8a8a8", COMMS["dp"]),
+    name: (CLASS_NAMES[name], fill, stroke)
+    for name, fill, stroke in (
+        ("attention", ATTENTION, ""),
+        ("dense", DENSE, ""),
+        ("gate", ROUTING, ""),
+        ("experts", EXPERT, ""),
+        ("head", "#d9c6e8", ""),
+        ("dispatch", "#ee8f52", COMMS["dispatch"]),
+        ("combine", "#4f97d0", COMMS["combine"]),
+        ("tp", "#cf82ad", COMMS["tp"]),
+        ("pp", "#c2a04f", COMMS["pp"]),
+        ("ends", "#a8a8a8", COMMS["dp"]),
+    )
 }
 
 

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from planc import units
 from planc.report.facts import document_facts
+from planc.schedule import Estimate
 from planc.spec import shipped_folder
 from planc.verify import VerifiedPlan
 
@@ -43,10 +44,10 @@ def _environment() -> Environment:
     return environment
 
 
-def document_markdown(plan: VerifiedPlan, figures: Mapping[str, str]) -> str:
-    """The plan document. ``figures`` maps figure names that were drawn to their captions."""
+def document_markdown(plan: VerifiedPlan, figures: Mapping[str, str], found: Estimate) -> str:
+    """The plan document. ``figures`` maps figure names that were drawn to their captions; ``found`` is the prediction."""
     template = _environment().get_template("deployment_plan.md.j2")
-    return template.render(document_facts(plan), figures=figures)
+    return template.render(document_facts(plan, found), figures=figures)
 
 
 def document_html(plan: VerifiedPlan, markdown: str, pictures: Mapping[str, str]) -> str:

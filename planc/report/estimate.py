@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from planc.cost.step import PROVENANCE_ORDER
+from planc.cost.step import CLASS_NAMES, PROVENANCE_ORDER
 from planc.report.claims import claim_records, claim_rows
 from planc.schedule import Estimate, Timeline
 from planc.schedule.sweep import Best, Point
@@ -90,8 +90,8 @@ def _rate(value: float) -> str:
 
 
 def class_rows(line: Timeline) -> list[tuple[str, float, float]]:
-    """(class of ops, seconds of the critical path, share of the step), longest first."""
-    rows = [(name, value, value / line.step) for name, value in line.path_by_class.items()]
+    """(class of ops in words, seconds of the critical path, share of the step), longest first."""
+    rows = [(CLASS_NAMES[name], value, value / line.step) for name, value in line.path_by_class.items()]
     return sorted(rows, key=lambda row: -row[1])
 
 
@@ -131,7 +131,7 @@ def estimate_text(found: Estimate) -> str:
         lines += [
             "",
             f"claim `{row['name']}`: {row['says']}",
-            *(f"  {part}" for part in row["found"].replace("**", "").split("; ")),
+            *(f"  {part}" for part in row["found"].split("; ")),
         ]
     return "\n".join(lines) + "\n"
 

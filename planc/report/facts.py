@@ -7,18 +7,22 @@ from typing import Any
 import numpy as np
 
 from planc.cost import Floors, step_floors
+from planc.cost.step import kv_length
 from planc.graph import range_text
 from planc.placement import ITEMS, Placement, copy_tokens
+from planc.report.claims import claim_rows
 from planc.report.compare import traditional_rows
+from planc.report.estimate import busiest_links, class_rows, headline_rows, provenance_rows
 from planc.report.placement import placement_facts
-from planc.report.risks import claim_rows, optimality_rows, risk_rows
+from planc.report.risks import optimality_rows, risk_rows
+from planc.schedule import Estimate
 from planc.spec import LINK_CLASSES, ExpertRule, parameter_counts
 from planc.verify import LARGE_EP, VerifiedPlan
 from planc.verify.codec import encode_numbers
 
 
-def document_facts(plan: VerifiedPlan) -> dict[str, Any]:
-    """Values for ``deployment_plan.md.j2``."""
+def document_facts(plan: VerifiedPlan, found: Estimate) -> dict[str, Any]:
+    """Values for ``deployment_plan.md.j2``. ``found``: the prediction for the plan."""
     floors = step_floors(plan)
     return {
         "plan": plan,
@@ -45,8 +49,36 @@ def document_facts(plan: VerifiedPlan) -> dict[str, Any]:
         "optimality": optimality_rows(plan, floors),
         "traditional": traditional_rows(plan),
         "risks": risk_rows(plan, floors),
-        "claims": claim_rows(plan, floors),
+        "claims": claim_rows(found),
+        "prediction": prediction_facts(found),
         **(placement_facts(plan) if plan.certificate is not None else {"certificate": None}),
+    }
+
+
+def prediction_facts(found: Estimate) -> dict[str, Any]:
+    """Values for ``prediction.md.j2``."""
+    line, spec = found.own, found.plan.spec
+    rows = headline_rows(found)
+    if spec.workload.phase == "decode":
+        summary = f"TPOT {rows[0][1]} ({rows[0][2]}), {rows[2][1]} TPS, {rows[3][1]} per GPU"
+    else:
+        summary = f"TTFT {rows[1][1]} ({rows[1][2]})"
+    traffic = "Tokens choose experts evenly."
+    if spec.traffic is not None:
+        traffic = "Rows, ranks and links follow from the spec's traffic."
+        if spec.traffic.file:
+            traffic = "Tokens choose experts evenly here; `planc estimate` on the spec reads its recorded traffic."
+    return {
+        "headline": rows,
+        "summary": summary,
+        "traffic": traffic,
+        "kv_len": f"{kv_length(spec):,.0f}",
+        "classes": class_rows(line),
+        "step": line.step,
+        "split": line.split,
+        "hidden": line.overlap_efficiency,
+        "links": busiest_links(line),
+        "provenance": provenance_rows(line),
     }
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from planc.cost import Floors, busiest_bytes
 from planc.placement import check_rule
 from planc.units import format_bytes, format_rate, format_seconds
@@ -102,51 +100,3 @@ def risk_rows(plan: VerifiedPlan, floors: Floors) -> list[dict[str, str]]:
             },
         ]
     return rows
-
-
-def claim_rows(plan: VerifiedPlan, floors: Floors) -> list[dict[str, str]]:
-    """Each claim beside what follows from it and from the floors; nothing is tuned to meet it."""
-    rows = []
-    work = plan.spec.workload
-    for claim in plan.spec.claims:
-        says, found = [], []
-        if claim.tps is not None:
-            says.append(f"{claim.tps:,.0f} TPS")
-        if claim.tpot is not None:
-            says.append(f"TPOT {format_seconds(claim.tpot)}")
-        if claim.latency_split:
-            says.append(", ".join(f"{k} {100 * v:.0f} %" for k, v in claim.latency_split.items()))
-            parts = {
-                "memory": floors.memory,
-                "compute": floors.compute,
-                "communication": floors.transfer + floors.latency,
-            }
-            total = sum(parts.values())
-            found.append(
-                "floors, added without overlap: " + ", ".join(f"{k} {100 * v / total:.0f} %" for k, v in parts.items())
-            )
-        if claim.tps is not None and claim.tpot is not None:
-            found.append(
-                f"implies {claim.tps * claim.tpot:,.0f} sequences in flight (TPS × TPOT); the spec's batch is {work.batch:,}"
-            )
-        if claim.tps is not None:
-            gpus = claim.gpus or plan.parallelism.world_size
-            found.append(f"{claim.tps / gpus:,.0f} TPS per GPU on {gpus} GPUs")
-        if claim.tpot is not None and work.phase == "decode":
-            found.append(_tpot_verdict(plan, floors, claim.tpot))
-        rows.append(
-            {"name": claim.name, "says": "; ".join(says), "found": "; ".join(found) or "nothing to compare with"}
-        )
-    return rows
-
-
-def _tpot_verdict(plan: VerifiedPlan, floors: Floors, tpot: float) -> str:
-    """Whether the claimed TPOT lies above the floor at the spec's batch and input length, and up to which length."""
-    isl = plan.spec.workload.isl
-    per_token = floors.kv_read / isl
-    at_most = (tpot - floors.weights_read) / per_token if per_token else np.inf
-    place = f"at batch {plan.spec.workload.batch} and isl {isl}"
-    if tpot < floors.step:
-        limit = f"up to isl {int(at_most)}" if at_most >= 1 else "for no input length"
-        return f"below the floor of {format_seconds(floors.step)} {place}: not possible there; memory reads allow it {limit}"
-    return f"{tpot / floors.step:.2f} times the floor of {format_seconds(floors.step)} {place}"

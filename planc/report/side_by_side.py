@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from planc.cost.step import CLASSES
+from planc.cost.step import CLASS_NAMES, CLASSES
 from planc.placement import memory_table
 from planc.report.estimate import busiest_links, table
 from planc.schedule import Best, Estimate, Sweep, Timeline
@@ -277,7 +277,7 @@ def _reason_text(first: Side, second: Side) -> str:
     difference = first.line.step - second.line.step
     word = "shorter" if difference < 0 else "longer"
     rows = [
-        (name, format_seconds(x), format_seconds(y), f"{100 * share:.0f} %")
+        (CLASS_NAMES[name], format_seconds(x), format_seconds(y), f"{100 * share:.0f} %")
         for name, x, y, share in reasons(first, second)
         if x or y
     ]

@@ -28,6 +28,7 @@ workload: {batch: 64, isl: 16}
 FIGURES = ["simplified_moe_dag"]
 FILES = [
     "memory.svg",
+    "timeline.svg",
     "simplified_moe_dag.svg",
     "simplified_moe_dag.dot",
     "deployment_plan.md",
