@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sections import machine, measure, write_part
+from sections import best, machine, measure, write_part
 
-RUNS = 3
+RUNS = 3  #: of `sections.best`
 SPECS = ("moe-61l-ep64-dp2", "moe-4l-64gpu", "deepseek-v3-ep256", "deepseek-v3-128gpu", "deepseek-v3-10240gpu")
 LIMITS = {  # seconds and MB that the project has set itself
     "moe-61l-ep64-dp2": (3, 300),
@@ -48,12 +48,6 @@ for source, target, attributes in graph.edges(data=True):
     dot.edge(source, target, **{k: str(v) for k, v in attributes.items()})
 open(sys.argv[2], "w").write(dot.source)
 """
-
-
-def best(command: list[str]) -> tuple[float, float]:
-    """The fastest of `RUNS` runs, and the highest peak."""
-    runs = [measure(command) for _ in range(RUNS)]
-    return min(s for s, _ in runs), max(m for _, m in runs)
 
 
 def plain_inputs(spec: str, path: Path) -> None:
