@@ -20,7 +20,14 @@ MOST_POINTS = 1000
 
 def estimate(options: argparse.Namespace) -> int:
     """Predict a plan or a spec, and print the prediction."""
-    from planc.report.estimate import estimate_record, estimate_text, straggler_record, straggler_text
+    from planc.report.estimate import (
+        estimate_record,
+        estimate_text,
+        path_records,
+        path_text,
+        straggler_record,
+        straggler_text,
+    )
     from planc.schedule import estimate as predict
     from planc.schedule import known_traffic
 
@@ -45,6 +52,9 @@ def estimate(options: argparse.Namespace) -> int:
         planned, moved = predict(plan, traffic=traffic), predict(plan, traffic=traffic, slow=slow, by_speed=True)
         record["straggler"] = straggler_record(planned, found, moved)
         text += "\n" + straggler_text(record["straggler"])
+    if options.path:
+        record["critical_path"] = path_records(found.own)
+        text += "\n" + path_text(found.own)
     if options.json:
         print_json(record)
     else:

@@ -186,6 +186,7 @@ def _estimate(part: argparse.ArgumentParser) -> None:
     part.add_argument("--best", action="store_true", help=text)
     part.add_argument("--tpot", metavar="TIME", help="bound for --best, e.g. 20ms")
     part.add_argument("--ttft", metavar="TIME", help="bound for --best, e.g. 1s")
+    part.add_argument("--path", action="store_true", help="list every op of the critical path")
     text = "a GPU (its rank) or link (its name) that is slower than planned by a factor; may be repeated"
     part.add_argument("--slow", action="append", default=[], metavar="WHAT=FACTOR", help=text)
     part.add_argument("--json", action="store_true", help="print the prediction as JSON")

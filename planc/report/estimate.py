@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from planc.cost.step import CLASS_NAMES, PROVENANCE_ORDER
 from planc.report.claims import claim_records, claim_rows
 from planc.schedule import Estimate, Timeline
@@ -42,6 +44,11 @@ def estimate_record(found: Estimate) -> dict[str, Any]:
             "phase": spec.workload.phase,
             "critical_path_s": own.path_by_class,
             "split": own.split,
+            "busy_s": {
+                "compute": _spread(own.usage.compute),
+                "communication": _spread(own.usage.communication),
+                "idle": _spread(own.usage.idle),
+            },
             "exposed_communication_s": float(own.usage.exposed.mean()),
             "overlapped_communication_s": float(own.usage.overlapped.mean()),
             "overlap_efficiency": own.overlap_efficiency,
@@ -54,6 +61,35 @@ def estimate_record(found: Estimate) -> dict[str, Any]:
         "claims": claim_records(found),
         "missing": found.missing,
     }
+
+
+def _spread(seconds: np.ndarray) -> dict[str, float]:
+    """Least, mean and most over GPUs."""
+    return {"min": float(seconds.min()), "mean": float(seconds.mean()), "max": float(seconds.max())}
+
+
+def path_records(line: Timeline) -> list[dict[str, Any]]:
+    """Every op of the critical path by name: when it ran, what it waited for last, what other transfers cost it."""
+    graph = line.plan.blocks
+    return [
+        {
+            "op": graph.op_id(s.block, s.op),
+            "start_s": s.start,
+            "end_s": s.end,
+            "waited_for": s.cause,
+            "delayed_s": s.delayed,
+        }
+        for s in line.critical_path
+    ]
+
+
+def path_text(line: Timeline) -> str:
+    """The same as a table."""
+    rows = [
+        (r["op"], format_seconds(r["start_s"]), format_seconds(r["end_s"] - r["start_s"]), r["waited_for"])
+        for r in path_records(line)
+    ]
+    return "\n".join(table(("critical path", "start", "time", "after"), rows)) + "\n"
 
 
 def busiest_links(line: Timeline, count: int = 3) -> list[tuple[str, float, float]]:

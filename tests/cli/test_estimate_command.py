@@ -212,3 +212,15 @@ def test_what_redundant_copies_recover(run: Run) -> None:
     assert found["redundant_copies"] == 8 and 0 < found["recovered_share"] < 1
     assert found["step_as_planned_s"] < found["step_by_speed_s"] < found["step_s"]
     assert "of it is recovered" in run("estimate", SPEC, "--slow", "3=2", *sets)[1]
+
+
+def test_the_critical_path_by_name(run: Run) -> None:
+    found = parsed(run, "estimate", PAIR[1], "--path")
+    path = found["critical_path"]
+    assert path[0]["op"] == "input.r0" and path[0]["waited_for"] == "start"
+    assert any(step["op"].startswith("L3.expert.s1.r") for step in path)
+    assert path[-1]["end_s"] == pytest.approx(found["step_s"])
+    assert [a["end_s"] for a in path[:-1]] == pytest.approx([b["start_s"] for b in path[1:]])
+    assert path[1]["op"] in run("estimate", PAIR[1], "--path")[1]
+    busy = found["breakdown"]["busy_s"]
+    assert all(part["min"] <= part["mean"] <= part["max"] <= found["step_s"] for part in busy.values())
