@@ -217,7 +217,7 @@ def test_what_redundant_copies_recover(run: Run) -> None:
 def test_the_critical_path_by_name(run: Run) -> None:
     found = parsed(run, "estimate", PAIR[1], "--path")
     path = found["critical_path"]
-    assert path[0]["op"] == "input.r0" and path[0]["waited_for"] == "start"
+    assert path[0]["op"] == "input_split.r0-7" and path[0]["waited_for"] == "start"
     assert any(step["op"].startswith("L3.expert.s1.r") for step in path)
     assert path[-1]["end_s"] == pytest.approx(found["step_s"])
     assert [a["end_s"] for a in path[:-1]] == pytest.approx([b["start_s"] for b in path[1:]])
