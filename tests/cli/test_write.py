@@ -148,7 +148,7 @@ def test_a_build_that_is_interrupted(number: int, status: int, tmp_path: Path, m
     assert process.stdout.readline() == "half\n"
     time.sleep(0.1)
     process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert (process.returncode, "Traceback" in err) == (status, False)
     whole = {name: data for name, data in content(Path("here")).items() if not name.startswith(".planc-")}
     assert whole == before
