@@ -497,9 +497,7 @@ class StepPrices:
             found = costs.price(kind, sizes | {"library": library})
             least = costs.price(kind, {"ranks": float(group), "bytes": 1.0, "library": library})
             near, _ = self._against_preset(costs.gpu.name)
-            price = _price(found, floor, float(least.seconds[0]), f"{kind}_{library}")
-            wire = price.seconds - price.fixed
-            price = price._replace(seconds=max(floor, price.fixed + wire / near))
+            price = _price(found, floor, float(least.seconds[0]), f"{kind}_{library}", near)
             if near != 1.0 or block.kind == "broadcast":
                 price = price._replace(provenance="derived")
             best = price if best is None or price.seconds < best.seconds else best
@@ -542,9 +540,13 @@ def _reversed(topology: Topology, loads: np.ndarray) -> np.ndarray:
     return LinkLoads(topology, loads).reversed().tokens
 
 
-def _price(found: Prices, floor: float, fixed: float, family: str) -> Price:
-    """One row of Prices."""
+def _price(found: Prices, floor: float, fixed: float, family: str, faster: float = 1.0) -> Price:
+    """One row of Prices, for links ``faster`` than those it is of: all but the fixed part takes less, and the interval is as
+    wide in proportion."""
     seconds, low, high = (float(getattr(found, name)[0]) for name in ("seconds", "low", "high"))
+    if faster != 1.0:
+        scale = (fixed + max(0.0, seconds - fixed) / faster) / seconds
+        seconds, low, high = seconds * scale, low * scale, high * scale
     word = str(found.provenance[0])
     return Price(
         max(seconds, floor),

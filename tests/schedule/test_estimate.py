@@ -169,3 +169,21 @@ def test_steps_do_not_get_quicker_as_batches_grow(name: str) -> None:
     batches = largest_batches(plan.spec, plan.parallelism, plan.limits["batch"])
     tpots = [sweep.at(batch=batch).tpot for batch in batches[:: max(1, len(batches) // 12)]]
     assert (np.diff(tpots) >= -1e-12).all()
+
+
+def test_links_unlike_the_measured_move_price_and_interval() -> None:
+    """At a quarter of the bandwidth an all-reduce takes its fixed part and four times the rest; its interval goes along."""
+    tp, slower = (
+        "parallelism={dp: 1, ep: 8, tp: 8}",
+        "cluster={base: h100-sxm-1x8, links: {nvlink: {bandwidth: 112.5 GB/s}}}",
+    )
+    found = []
+    for plan in (compiled("mixtral-8x7b", tp), compiled("mixtral-8x7b", tp, slower)):
+        number = next(n for n, b in enumerate(plan.blocks.blocks) if b.kind == "all_reduce")
+        found.append(timeline(plan).prices.blocks[number])
+    preset, slow = found
+    assert slow.provenance == ("derived",)
+    assert slow.seconds[0] == pytest.approx(preset.fixed[0] + 4 * (preset.seconds[0] - preset.fixed[0]))
+    assert slow.high[0] / slow.seconds[0] == pytest.approx(preset.high[0] / preset.seconds[0])
+    low = preset.low[0] / preset.seconds[0] * slow.seconds[0]
+    assert slow.low[0] == pytest.approx(max(low, slow.floor[0]))
