@@ -97,7 +97,7 @@ class Estimate:
         """90 % intervals of the above."""
         found: dict[str, tuple[float, float]] = {}
         if self.decode is not None and self.tpot is not None:
-            low, high = (self._tpot(v + self.decode.period - self.decode.step) for v in self.decode.interval)
+            low, high = (self._tpot(bound) for bound in self.decode.period_interval)
             found["tpot_s"] = low, high
             batch = self.plan.spec.workload.batch
             found["tps"] = batch / high, batch / low
@@ -114,7 +114,7 @@ class Estimate:
         `planned_…`, the floors at the utilisation that the spec counts on (`planc.cost.step_floors`)."""
         found: dict[str, float] = {}
         if self.decode is not None:
-            found["tpot_s"] = self.decode.floor / self.plan.spec.execution.tokens_per_step
+            found["tpot_s"] = self.decode.period_floor / self.plan.spec.execution.tokens_per_step
         if self.prefill is not None:
             found["ttft_s"] = self.prefill.floor * self.prefill_steps
         for name in ("memory", "compute", "transfer", "latency"):

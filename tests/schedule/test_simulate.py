@@ -241,3 +241,34 @@ def test_experts_start_when_part_of_their_tokens_came() -> None:
     price = parts.prices.blocks[expert].seconds
     assert price.sum() > whole.prices.blocks[expert].seconds.sum()  # weights are read four times
     assert (parts.run.end[expert] >= end + price / 4 - 1e-15).all()
+
+
+def test_the_floor_knows_that_experts_start_on_a_part_of_their_tokens() -> None:
+    """At full rates and without latency the step is its floor: what overlaps in the step overlaps in the floor."""
+    full = {"gpu": {"mfu": 1.0, "memory_utilization": 1.0}, "workload": {"batch": 40_000}}
+    links = {
+        "nvlink": {"bandwidth": "400 GB/s", "utilization": 1.0},
+        "nic": {"bandwidth": "50 GB/s", "utilization": 1.0},
+    }
+    for link in links.values():
+        link["latency"] = "0 us"
+    for chunks in (1, 4):
+        _, line = line_of(cluster={"links": links}, execution={"expert_chunks": chunks}, **full)
+        assert line.floor == pytest.approx(line.step) == pytest.approx(line.interval[0])
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_the_period_has_its_own_interval_and_floor(micro_batches: int) -> None:
+    """Filling a pipeline takes time that no later step spends, and the batch comes in once."""
+    _, line = line_of(
+        parallelism={"dp": 1, "pp": 4},
+        model={"vocab": 512, "layers": 8},
+        workload={"micro_batches": micro_batches, "batch": 4096},
+        gpu={"mfu": 0.1, "memory_utilization": 0.1},
+    )
+    low, high = line.period_interval
+    assert 0 < line.period_floor <= low <= line.period <= high
+    assert line.period_floor <= line.floor
+    assert micro_batches > 1 or line.period_floor < line.floor  # the way in, where one micro-batch is the longest way
+    assert high / line.period == pytest.approx(line.interval[1] / line.step)
+    assert low == pytest.approx(max(line.period_floor, line.interval[0] * line.period / line.step))
