@@ -59,7 +59,18 @@ class Estimate:
     @property
     def prefill_share(self) -> float:
         """Seconds of TPOT that the prompts of others take, where the same GPUs do both; else 0."""
-        return 0.0 if self.decode is None else self._tpot(self.decode.period) - self._own_time(self.decode.period)
+        return 0.0 if self.tpot is None or self.tpot_alone is None else self.tpot - self.tpot_alone
+
+    @property
+    def tpot_alone(self) -> float | None:
+        """Seconds per output token if no prompts took turns."""
+        return None if self.decode is None else self._own_time(self.decode.period)
+
+    @property
+    def serves(self) -> bool:
+        """Whether the GPUs do all that is asked of them: those that decode and prefill must fit a step of each."""
+        together = self.plan.spec.execution.serving == "together"
+        return self.decode is not None and (self.prefill is not None or not together)
 
     def _own_time(self, step: float) -> float:
         execution = self.plan.spec.execution
@@ -167,6 +178,8 @@ def estimate(
             other = line(prefill_step(plan, chunk))
         else:
             missing["ttft_s"] = "no prefill step fits memory beside the KV cache of this batch"
+            if plan.spec.execution.serving == "together":
+                missing["ttft_s"] += "; TPOT leaves the prompts out"
         return Estimate(plan, own, other, missing, step_floors(plan))
     draft = at_workload(plan, phase="decode", micro_batches=1)
     if not draft.memory.fits:
