@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from planc.cost import counts, transfer
-from planc.cost.exchange import Exchange, Exchanges, Mode
+from planc.cost.exchange import Exchange, Exchanges, Mode, first_shards
 from planc.cost.fits import fit_names, load_fit
 from planc.cost.kernels import Context, Kernel, kernels
 from planc.cost.loads import TILE
@@ -352,14 +352,10 @@ class StepPrices:
         width = float(spec.model.hidden * spec.model.bytes_of("dispatch" if role == "dispatch" else "combine"))
         if role == "dispatch" and dtype == "fp8":
             width = float(counts.wire_width("dispatch", "low_latency", spec.model.hidden))
-        pairs = exchange.pairs if role == "dispatch" else exchange.pairs.T
-        if role == "combine" and par.expert_tp > 1:
-            pairs = pairs * (np.arange(par.ep) % par.expert_tp == 0)[:, None]
+        pairs = exchange.pairs if role == "dispatch" else first_shards(exchange.pairs, par.expert_tp).T
         found, ops, links, sizes = [], [], [], []
         for op, ranks in enumerate(block.ranks.astype(np.int64)):
-            loads = exchange.links[op]
-            if role == "combine":
-                loads = _reversed(self.topology, loads)
+            loads = exchange.links[op] if role == "dispatch" else _reversed(self.topology, exchange.answered[op])
             used = np.flatnonzero(loads)
             found.append(self._exchange_price(block, role, dtype, width, ranks, pairs, exchange, loads))
             links.append(used)

@@ -10,7 +10,7 @@ from queues import event_times
 from small_specs import ROOT, small_spec
 
 import planc
-from planc.schedule import Slow, Timeline, timeline
+from planc.schedule import Slow, Timeline, known_traffic, timeline
 
 VOCAB = {"model": {"vocab": 512, "layers": 6}}
 CASES = {
@@ -119,6 +119,8 @@ def crossing(plan: planc.VerifiedPlan, line: Timeline, other: np.ndarray) -> flo
             if block.kind in ("dispatch", "combine"):
                 assert block.layer is not None
                 pairs = line.prices.exchanges.of(block.layer).pairs
+                if block.kind == "combine":  # the first shard of an expert answers for all
+                    pairs = pairs * (np.arange(len(pairs)) % plan.parallelism.expert_tp == 0)
                 matrix = (
                     pairs * block.writes["tokens"].row_bytes
                     if block.kind == "dispatch"
@@ -130,11 +132,25 @@ def crossing(plan: planc.VerifiedPlan, line: Timeline, other: np.ndarray) -> flo
     return moved
 
 
-@pytest.mark.parametrize("tp", [1, 2])
-def test_bytes_on_links_are_those_of_the_ops(tp: int) -> None:
+TOKENS = {"popularity": "zipf", "exponent": 1.0, "tokens": 500}
+
+
+@pytest.mark.parametrize(
+    ("tp", "expert_tp", "traffic"), [(1, 1, None), (2, 1, None), (1, 2, None), (2, 4, None), (1, 2, TOKENS)]
+)
+def test_bytes_on_links_are_those_of_the_ops(tp: int, expert_tp: int, traffic: dict[str, object] | None) -> None:
     """In one node every byte takes one NVLink up and one down."""
-    groups = [{"nodes": 1, "gpus_per_node": 8}]
-    plan, line = line_of(cluster={"groups": groups}, parallelism={"dp": 1, "ep": 8, "tp": tp}, workload={"batch": 4096})
+    plan = planc.compile(
+        small_spec(
+            cluster={"groups": [{"nodes": 1, "gpus_per_node": 8}]},
+            parallelism={"dp": 1, "ep": 8, "tp": tp, "expert_tp": expert_tp},
+            workload={"batch": 4096},
+            model={"moe": {"experts": 8 // expert_tp, "top_k": 2, "intermediate": 32}},
+            placement={"policy": "linear"},
+            **({"traffic": traffic} if traffic else {}),
+        )
+    )
+    line = timeline(plan, traffic=known_traffic(plan, files=False))
     moved = crossing(plan, line, ~np.eye(8, dtype=bool))
     kinds = line.prices.topology.kind_of_link
     assert line.link_bytes[kinds == 0].sum() == pytest.approx(moved, rel=1e-6)
