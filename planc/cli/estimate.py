@@ -29,6 +29,10 @@ def estimate(options: argparse.Namespace) -> int:
     if options.plot and not sweep:
         hint = "add --sweep batch=64..4096"
         raise PlancError([Diagnostic("PLN406", "a plot needs a sweep", "--plot", Span("--plot", 1, 1), hint)])
+    if options.slow and (sweep or options.best):
+        hint = "leave out --sweep and --best, or --slow"
+        message = "what is slower than planned is looked at for the plan's own workload alone"
+        raise PlancError([Diagnostic("PLN406", message, "--slow", Span("--slow", 1, 1), hint)])
     plan = load_any(options.plan, options.set)
     traffic = known_traffic(plan, files=True)
     if sweep or options.best:
@@ -40,15 +44,14 @@ def estimate(options: argparse.Namespace) -> int:
         )
     slow = _read_slow(plan, options.slow)
     found = predict(plan, traffic=traffic, slow=slow)
-    record, text = estimate_record(found), "" if options.json else estimate_text(found)
+    straggler = None
     if slow is not None:
         planned, moved = predict(plan, traffic=traffic), predict(plan, traffic=traffic, slow=slow, by_speed=True)
-        record["straggler"] = straggler_record(planned, found, moved)
-        text += "\n" + straggler_text(record["straggler"])
+        straggler = straggler_record(planned, found, moved)
     if options.json:
-        print_json(record)
+        print_json(estimate_record(found) | ({"straggler": straggler} if straggler else {}))
     else:
-        write_text(text, None)
+        write_text(estimate_text(found) + ("\n" + straggler_text(straggler) if straggler else ""), None)
     return 0
 
 

@@ -43,6 +43,11 @@ class Estimate:
         return line
 
     @property
+    def traffic(self) -> Traffic | None:
+        """Where tokens go, None for evenly."""
+        return self.own.prices.traffic
+
+    @property
     def prefill_steps(self) -> int:
         """Prefill steps of one prompt."""
         assert self.prefill is not None
