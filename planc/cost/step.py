@@ -17,7 +17,6 @@ import numpy as np
 
 from planc.cost import counts, transfer
 from planc.cost.exchange import Exchange, Exchanges, Mode, first_shards
-from planc.cost.fits import fit_names, load_fit
 from planc.cost.kernels import Context, Kernel, kernels
 from planc.cost.loads import TILE
 from planc.cost.ops import Costs, Prices, costs_of
@@ -128,16 +127,20 @@ class PriceBook:
     """Prices of kernels by GPU, kept; kernels asked for together are priced together."""
 
     def __init__(self) -> None:
-        self._costs: dict[int, tuple[Gpu, Costs]] = {}
+        self._costs: dict[tuple[int, int], tuple[Gpu, Links, Costs]] = {}  # holds what its keys are the ids of
         self._prices: dict[tuple[int, Kernel], Price] = {}
 
     def costs(self, gpu: Gpu, cluster: Cluster) -> Costs:
         """Prices of a GPU on a cluster's links: by its fit where one ships and the spec is that of the preset."""
-        if id(gpu) not in self._costs:
-            named = gpu.name in fit_names() and gpu.name in preset_names("gpus")
-            fit = load_fit(gpu.name) if named and _same_rates(gpu, load_gpu(gpu.name)) else None
-            self._costs[id(gpu)] = gpu, costs_of(_whole_peaks(gpu), cluster.links, fit)
-        return self._costs[id(gpu)][1]
+        key = id(gpu), id(cluster.links)
+        if key not in self._costs:
+            fit = None
+            if gpu.name in preset_names("fits") and gpu.name in preset_names("gpus"):
+                from planc.cost.fits import load_fit  # its models take a while to make: only where there is a fit
+
+                fit = load_fit(gpu.name) if _same_rates(gpu, load_gpu(gpu.name)) else None
+            self._costs[key] = gpu, cluster.links, costs_of(_whole_peaks(gpu), cluster.links, fit)
+        return self._costs[key][2]
 
     def prepare(self, costs: Costs, wanted: Iterable[Kernel]) -> None:
         """Price kernels in as few calls as there are kinds and dtypes."""
