@@ -11,6 +11,7 @@ from small_specs import ROOT, small_spec
 
 import planc
 from planc.schedule import Slow, Timeline, known_traffic, timeline
+from planc.schedule.simulate import occupied
 
 VOCAB = {"model": {"vocab": 512, "layers": 6}}
 CASES = {
@@ -202,6 +203,20 @@ def test_transfers_share_a_link() -> None:
     assert taken == pytest.approx(np.full(8, together))
     assert line.prices.blocks[number].seconds == pytest.approx(np.full(8, 5e-6 + size / 25e9))
     assert any(s.delayed > 0 for s in line.critical_path)
+
+
+def test_transfers_of_several_streams_take_turns_on_a_link() -> None:
+    """However many streams send, a link is not busy for longer than the step."""
+    links = {"nvlink": {"bandwidth": "400 GB/s"}, "nic": {"bandwidth": "2 GB/s"}}
+    _, line = line_of(
+        cluster={"links": links},
+        workload={"batch": 40_000, "micro_batches": 4},
+        execution={"communication_streams": 4},
+    )
+    busy = np.zeros(len(line.prices.rate))
+    for price in line.prices.blocks:
+        np.add.at(busy, price.links, occupied(price, line.prices.rate))
+    assert 0.8 * line.step < busy.max() <= line.step
 
 
 def test_a_slow_gpu_slows_the_layers_that_wait_for_it() -> None:
