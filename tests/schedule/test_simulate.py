@@ -7,10 +7,11 @@ import itertools
 import numpy as np
 import pytest
 from queues import event_times
-from small_specs import ROOT, small_spec
+from small_specs import GPU, ROOT, small_spec
 
 import planc
 from planc.schedule import Slow, Timeline, known_traffic, timeline
+from planc.schedule.order import _order
 from planc.schedule.simulate import occupied
 
 VOCAB = {"model": {"vocab": 512, "layers": 6}}
@@ -303,3 +304,41 @@ def test_the_period_has_its_own_interval_and_floor(micro_batches: int) -> None:
     assert micro_batches > 1 or line.period_floor < line.floor  # the way in, where one micro-batch is the longest way
     assert high / line.period == pytest.approx(line.interval[1] / line.step)
     assert low == pytest.approx(max(line.period_floor, line.interval[0] * line.period / line.step))
+
+
+@pytest.mark.parametrize(("batch", "pp", "intermediate", "quickest"), [(4000, 1, 2048, 2), (40_000, 2, 32, 1)])
+def test_the_program_order_is_the_quickest_of_those_tried(
+    batch: int, pp: int, intermediate: int, quickest: int
+) -> None:
+    """How many micro-batches are best kept abreast depends on the spec: two of four here, one there."""
+    plan = planc.compile(
+        small_spec(
+            cluster={"links": {"nvlink": {"bandwidth": "400 GB/s"}, "nic": {"bandwidth": "20 GB/s"}}},
+            parallelism={"dp": 1, "pp": pp},
+            model={"layers": 4, "moe": {"experts": 8, "top_k": 2, "intermediate": intermediate}},
+            workload={"batch": batch, "micro_batches": 4},
+        )
+    )
+    line = timeline(plan)
+    tried = {count: _order(plan, line.prices.blocks, count) for count in (1, 2, 4)}
+    assert min(tried, key=lambda count: tried[count][0]) == quickest
+    assert tried[quickest][0] < 0.99 * max(end for end, _ in tried.values())
+    assert line.order == tuple(tried[quickest][1])
+
+
+def test_the_busiest_stream_bounds_the_step() -> None:
+    """Of many micro-batches no one way through the graph is as long as the work of a GPU."""
+    _, line = line_of(workload={"batch": 40_000, "micro_batches": 8})
+    busy = np.zeros(8)
+    for block, price in zip(line.plan.blocks.blocks, line.prices.blocks, strict=True):
+        if not block.collective:
+            busy[block.ranks[:, 0]] += price.floor
+    assert line.floor == pytest.approx(busy.max())
+
+
+def test_a_price_counts_as_its_least_known_part() -> None:
+    """Every block here has ops on a GPU without a fit."""
+    groups = [{"nodes": 1, "gpus_per_node": 4, "gpu": "h100-sxm"}, {"nodes": 1, "gpus_per_node": 4, "gpu": GPU}]
+    _, line = line_of(cluster={"groups": groups}, parallelism={"dp": 1, "ep": 8})
+    assert any(len(price.provenance) > 1 for price in line.prices.blocks)
+    assert set(line.provenance) == {"spec"}
