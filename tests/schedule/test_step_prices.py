@@ -144,3 +144,9 @@ def test_a_prompt_takes_its_share_of_the_prefill_steps() -> None:
     parts = {"workload": {"isl": 512, "prefill_chunk": 100}, "execution": {"serving": "together"}}
     found = estimate(planc.compile(small_spec(**parts)))
     assert found.prefill is not None and found.prompt_share == pytest.approx(512 / 800 * found.prefill.period)
+
+
+@pytest.mark.parametrize(("isl", "steps"), [(300, 1), (16384, 1), (20_000, 2)])
+def test_a_prefill_step_takes_at_most_16384_tokens(isl: int, steps: int) -> None:
+    found = estimate(planc.compile(small_spec(workload={"isl": isl}, gpu={"memory": "20 GB"})))
+    assert found.prefill_steps == steps
