@@ -36,6 +36,10 @@ def estimate(options: argparse.Namespace) -> int:
     if options.plot and not sweep:
         hint = "add --sweep batch=64..4096"
         raise PlancError([Diagnostic("PLN406", "a plot needs a sweep", "--plot", Span("--plot", 1, 1), hint)])
+    if options.slow and (sweep or options.best):
+        hint = "leave out --sweep and --best, or --slow"
+        message = "what is slower than planned is looked at for the plan's own workload alone"
+        raise PlancError([Diagnostic("PLN406", message, "--slow", Span("--slow", 1, 1), hint)])
     plan = load_any(options.plan, options.set)
     traffic = known_traffic(plan, files=True)
     if sweep or options.best:
@@ -47,18 +51,16 @@ def estimate(options: argparse.Namespace) -> int:
         )
     slow = _read_slow(plan, options.slow)
     found = predict(plan, traffic=traffic, slow=slow)
-    record, text = estimate_record(found), "" if options.json else estimate_text(found)
+    straggler = None
     if slow is not None:
         planned, moved = predict(plan, traffic=traffic), predict(plan, traffic=traffic, slow=slow, by_speed=True)
-        record["straggler"] = straggler_record(planned, found, moved)
-        text += "\n" + straggler_text(record["straggler"])
-    if options.path:
-        record["critical_path"] = path_records(found.own)
-        text += "\n" + path_text(found.own)
+        straggler = straggler_record(planned, found, moved)
     if options.json:
-        print_json(record)
-    else:
-        write_text(text, None)
+        more = {"straggler": straggler} if straggler else {}
+        print_json(estimate_record(found) | more | ({"critical_path": path_records(found.own)} if options.path else {}))
+        return 0
+    parts = [estimate_text(found), *([straggler_text(straggler)] if straggler else [])]
+    write_text("\n".join([*parts, *([path_text(found.own)] if options.path else [])]), None)
     return 0
 
 

@@ -31,12 +31,14 @@ Mode = Literal["low_latency", "normal"]
 @dataclass(frozen=True, eq=False)
 class Exchange:
     """One layer's dispatch. ``rows``: float [copies], tokens at each copy; ``pairs``: float [ep, ep], copies that each
-    rank sends to each; ``links``: float [dp, links], copies over each link, in every replica; ``sent``: tokens that the
-    busiest source sends, each counted once."""
+    rank sends to each; ``links``: float [dp, links], copies over each link, in every replica; ``answered``: those of them
+    that combine brings back, of an expert split by expert TP only the first shard's; ``sent``: tokens that the busiest source
+    sends, each counted once."""
 
     rows: np.ndarray
     pairs: np.ndarray
     links: np.ndarray
+    answered: np.ndarray
     sent: float
 
 
@@ -97,12 +99,16 @@ class Exchanges:
 
     def _from_copies(self, layer: int, stage: int, copies: np.ndarray, sent: float) -> Exchange:
         """From ``copies``: float [ep, copies], tokens from each rank to each copy."""
-        par, part = self.plan.parallelism, self.plan.placement.layers[layer]
+        par = self.plan.parallelism
         pairs = self._on_ranks(copies, layer)
-        links = np.stack([self._pair_links(ranks, pairs) for ranks in par.stage_ranks(stage).astype(np.int64)])
-        if self.mode == "normal":
-            links = links * self._shared_by_a_node(links.shape[1])
-        return Exchange(copies.sum(axis=0)[: len(part.rank)], pairs, links, sent)
+
+        def over(pairs: np.ndarray) -> np.ndarray:
+            links = np.stack([self._pair_links(ranks, pairs) for ranks in par.stage_ranks(stage).astype(np.int64)])
+            return links * self._shared_by_a_node(links.shape[1]) if self.mode == "normal" else links
+
+        links = over(pairs)
+        answered = over(first_shards(pairs, par.expert_tp)) if par.expert_tp > 1 else links
+        return Exchange(copies.sum(axis=0), pairs, links, answered, sent)
 
     def _on_ranks(self, copies: np.ndarray, layer: int) -> np.ndarray:
         """[ep, copies] → [ep, ep]; every shard of an expert split by expert TP gets all of its tokens."""
@@ -159,15 +165,24 @@ class Exchanges:
         pairs = self._on_ranks(copies, layer)
         target = plan.placement.layers[layer].rank[chosen].astype(np.int64)
         way: Literal["direct", "dedup"] = "direct" if self.mode == "low_latency" else "dedup"
-        shards = (target[:, :, None] + np.arange(par.expert_tp)).reshape(len(target), -1)
-        links = np.stack(
-            [
-                token_loads(self.topology, ranks[gating[source]], ranks[shards], way).tokens * scale
-                for ranks in par.stage_ranks(stage).astype(np.int64)
-            ]
-        )
+
+        def over(target: np.ndarray) -> np.ndarray:
+            return np.stack(
+                [
+                    token_loads(self.topology, ranks[gating[source]], ranks[target], way).tokens * scale
+                    for ranks in par.stage_ranks(stage).astype(np.int64)
+                ]
+            )
+
+        links = over((target[:, :, None] + np.arange(par.expert_tp)).reshape(len(target), -1))
+        answered = over(target) if par.expert_tp > 1 else links
         most = np.bincount(source, minlength=len(gating)).max() * scale
-        return Exchange(copies.sum(axis=0), pairs, links, float(most))
+        return Exchange(copies.sum(axis=0), pairs, links, answered, float(most))
+
+
+def first_shards(pairs: np.ndarray, expert_tp: int) -> np.ndarray:
+    """The copies that go to the first shard of each expert, float [ep, ep]: its rank adds up and answers for all."""
+    return np.asarray(pairs * (np.arange(len(pairs)) % expert_tp == 0))
 
 
 def _copy_of(placement: Placement, layer: int, topk: np.ndarray, source: np.ndarray, sources: int) -> np.ndarray:

@@ -72,10 +72,9 @@ def _attn_qkv(at: Context, block: OpBlock) -> list[Kernel]:
     if a.kind != "mla":
         width = (heads + 2 * max(1, a.kv_head_count // at.par.tp)) * a.head_dim
         return [*_linear(at, t, width, h), _stream(t, width)]
+    # without a low rank for queries (0) these are projected straight from the hidden state, by `up`
     down = [*_linear(at, t, a.q_lora_rank + a.kv_width, h), _stream(t, a.q_lora_rank + a.kv_width)]
     up = _linear(at, t, heads * a.q_head_dim, a.q_lora_rank or h)
-    if not a.q_lora_rank:
-        down = [*_linear(at, t, a.kv_width, h), _stream(t, a.kv_width)]
     if at.spec.workload.phase == "decode":
         return [*down, *up, _kernel("gemm", at.dtype, m=t, n=heads * a.kv_lora_rank, k=a.qk_nope_head_dim)]
     return [*down, *up, *_linear(at, t, heads * (a.qk_nope_head_dim + a.v_head_dim), a.kv_lora_rank)]

@@ -16,8 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from planc.cost import counts, transfer
-from planc.cost.exchange import Exchange, Exchanges, Mode
-from planc.cost.fits import fit_names, load_fit
+from planc.cost.exchange import Exchange, Exchanges, Mode, first_shards
 from planc.cost.kernels import Context, Kernel, kernels
 from planc.cost.loads import TILE
 from planc.cost.ops import Costs, Prices, costs_of
@@ -128,16 +127,20 @@ class PriceBook:
     """Prices of kernels by GPU, kept; kernels asked for together are priced together."""
 
     def __init__(self) -> None:
-        self._costs: dict[int, tuple[Gpu, Costs]] = {}
+        self._costs: dict[tuple[int, int], tuple[Gpu, Links, Costs]] = {}  # holds what its keys are the ids of
         self._prices: dict[tuple[int, Kernel], Price] = {}
 
     def costs(self, gpu: Gpu, cluster: Cluster) -> Costs:
         """Prices of a GPU on a cluster's links: by its fit where one ships and the spec is that of the preset."""
-        if id(gpu) not in self._costs:
-            named = gpu.name in fit_names() and gpu.name in preset_names("gpus")
-            fit = load_fit(gpu.name) if named and _same_rates(gpu, load_gpu(gpu.name)) else None
-            self._costs[id(gpu)] = gpu, costs_of(_whole_peaks(gpu), cluster.links, fit)
-        return self._costs[id(gpu)][1]
+        key = id(gpu), id(cluster.links)
+        if key not in self._costs:
+            fit = None
+            if gpu.name in preset_names("fits") and gpu.name in preset_names("gpus"):
+                from planc.cost.fits import load_fit  # its models take a while to make: only where there is a fit
+
+                fit = load_fit(gpu.name) if _same_rates(gpu, load_gpu(gpu.name)) else None
+            self._costs[key] = gpu, cluster.links, costs_of(_whole_peaks(gpu), cluster.links, fit)
+        return self._costs[key][2]
 
     def prepare(self, costs: Costs, wanted: Iterable[Kernel]) -> None:
         """Price kernels in as few calls as there are kinds and dtypes."""
@@ -351,15 +354,11 @@ class StepPrices:
         dtype = spec.model.dtype_of(role)
         width = float(spec.model.hidden * spec.model.bytes_of("dispatch" if role == "dispatch" else "combine"))
         if role == "dispatch" and dtype == "fp8":
-            width = float(counts.wire_width("dispatch", "low_latency", spec.model.hidden))
-        pairs = exchange.pairs if role == "dispatch" else exchange.pairs.T
-        if role == "combine" and par.expert_tp > 1:
-            pairs = pairs * (np.arange(par.ep) % par.expert_tp == 0)[:, None]
+            width = float(counts.wire_width("dispatch", self.mode, spec.model.hidden))
+        pairs = exchange.pairs if role == "dispatch" else first_shards(exchange.pairs, par.expert_tp).T
         found, ops, links, sizes = [], [], [], []
         for op, ranks in enumerate(block.ranks.astype(np.int64)):
-            loads = exchange.links[op]
-            if role == "combine":
-                loads = _reversed(self.topology, loads)
+            loads = exchange.links[op] if role == "dispatch" else _reversed(self.topology, exchange.answered[op])
             used = np.flatnonzero(loads)
             found.append(self._exchange_price(block, role, dtype, width, ranks, pairs, exchange, loads))
             links.append(used)
@@ -497,9 +496,7 @@ class StepPrices:
             found = costs.price(kind, sizes | {"library": library})
             least = costs.price(kind, {"ranks": float(group), "bytes": 1.0, "library": library})
             near, _ = self._against_preset(costs.gpu.name)
-            price = _price(found, floor, float(least.seconds[0]), f"{kind}_{library}")
-            wire = price.seconds - price.fixed
-            price = price._replace(seconds=max(floor, price.fixed + wire / near))
+            price = _price(found, floor, float(least.seconds[0]), f"{kind}_{library}", near)
             if near != 1.0 or block.kind == "broadcast":
                 price = price._replace(provenance="derived")
             best = price if best is None or price.seconds < best.seconds else best
@@ -542,9 +539,13 @@ def _reversed(topology: Topology, loads: np.ndarray) -> np.ndarray:
     return LinkLoads(topology, loads).reversed().tokens
 
 
-def _price(found: Prices, floor: float, fixed: float, family: str) -> Price:
-    """One row of Prices."""
+def _price(found: Prices, floor: float, fixed: float, family: str, faster: float = 1.0) -> Price:
+    """One row of Prices, for links ``faster`` than those it is of: all but the fixed part takes less, and the interval is as
+    wide in proportion."""
     seconds, low, high = (float(getattr(found, name)[0]) for name in ("seconds", "low", "high"))
+    if faster != 1.0:
+        scale = (fixed + max(0.0, seconds - fixed) / faster) / seconds
+        seconds, low, high = seconds * scale, low * scale, high * scale
     word = str(found.provenance[0])
     return Price(
         max(seconds, floor),

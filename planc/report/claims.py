@@ -58,21 +58,24 @@ def in_flight(claim: Claim) -> float | None:
 
 def longest_inputs(claim: Claim, found: Estimate) -> dict[str, int]:
     """The longest isl at which the claimed TPOT is predicted, and at which its floor allows it, for the sequences in flight
-    that the claim implies (else the spec's batch); 0: at none. Times grow with isl, so bisection finds it."""
+    that the claim implies (else the spec's batch), as far as memory holds them; 0: at none. Times grow with isl, so bisection
+    finds it."""
     if claim.tpot is None or found.tpot is None:
         return {}
     batch = max(1, round(in_flight(claim) or found.plan.spec.workload.batch))
-    sweep = Sweep(found.plan)
+    sweep = Sweep(found.plan, found.traffic)
 
     def longest(which: Literal["tpot", "floor"]) -> int:
+        def reached(isl: int) -> bool:
+            point = sweep.at(batch=batch, isl=isl)
+            return point.fits and bool(getattr(point, which) <= claim.tpot)
+
         low, high = 0, 1
-        while high <= LONGEST and getattr(sweep.at(batch=batch, isl=high), which) <= claim.tpot:
+        while high <= LONGEST and reached(high):
             low, high = high, high * 2
         while high - low > max(1, low // 64):
             middle = (low + high) // 2
-            low, high = (
-                (middle, high) if getattr(sweep.at(batch=batch, isl=middle), which) <= claim.tpot else (low, middle)
-            )
+            low, high = (middle, high) if reached(middle) else (low, middle)
         return min(low, LONGEST)
 
     return {"predicted": longest("tpot"), "floor": longest("floor")}
@@ -129,7 +132,9 @@ def claim_rows(found: Estimate) -> list[dict[str, str]]:
         reach = longest_inputs(claim, found)
         if reach:
             shown = {key: f"up to isl {value:,}" if value else "at no isl" for key, value in reach.items()}
-            parts.append(f"with those the TPOT is predicted {shown['predicted']}, and above the floor {shown['floor']}")
+            parts.append(
+                f"with those in memory the TPOT is predicted {shown['predicted']}, and above the floor {shown['floor']}"
+            )
         if claim.tps is not None:
             gpus = claim.gpus or found.plan.parallelism.world_size
             parts.append(f"{claim.tps / gpus:,.0f} TPS per GPU on {gpus} GPUs")

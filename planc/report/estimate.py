@@ -145,7 +145,7 @@ def estimate_text(found: Estimate) -> str:
     lines = [
         f"{spec.name}: {work.phase}, batch {work.batch:,}, isl {work.isl:,}, osl {work.osl:,}, on {par.world_size} GPUs ({gpus})",
         "",
-        *table(("", "estimate", "90 % interval", "floor"), headline_rows(found)),
+        *table(("", "estimate", "90 % interval", "at best"), headline_rows(found)),
         "",
         f"largest batch that fits memory: {found.concurrency:,}",
         f"{work.phase} step {format_seconds(own.step)}, on its critical path:",

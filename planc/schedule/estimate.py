@@ -43,6 +43,11 @@ class Estimate:
         return line
 
     @property
+    def traffic(self) -> Traffic | None:
+        """Where tokens go, None for evenly."""
+        return self.own.prices.traffic
+
+    @property
     def prefill_steps(self) -> int:
         """Prefill steps of one prompt."""
         assert self.prefill is not None
@@ -59,7 +64,18 @@ class Estimate:
     @property
     def prefill_share(self) -> float:
         """Seconds of TPOT that the prompts of others take, where the same GPUs do both; else 0."""
-        return 0.0 if self.decode is None else self._tpot(self.decode.period) - self._own_time(self.decode.period)
+        return 0.0 if self.tpot is None or self.tpot_alone is None else self.tpot - self.tpot_alone
+
+    @property
+    def tpot_alone(self) -> float | None:
+        """Seconds per output token if no prompts took turns."""
+        return None if self.decode is None else self._own_time(self.decode.period)
+
+    @property
+    def serves(self) -> bool:
+        """Whether the GPUs do all that is asked of them: those that decode and prefill must fit a step of each."""
+        together = self.plan.spec.execution.serving == "together"
+        return self.decode is not None and (self.prefill is not None or not together)
 
     def _own_time(self, step: float) -> float:
         execution = self.plan.spec.execution
@@ -97,7 +113,7 @@ class Estimate:
         """90 % intervals of the above."""
         found: dict[str, tuple[float, float]] = {}
         if self.decode is not None and self.tpot is not None:
-            low, high = (self._tpot(v + self.decode.period - self.decode.step) for v in self.decode.interval)
+            low, high = (self._tpot(bound) for bound in self.decode.period_interval)
             found["tpot_s"] = low, high
             batch = self.plan.spec.workload.batch
             found["tps"] = batch / high, batch / low
@@ -114,7 +130,7 @@ class Estimate:
         `planned_…`, the floors at the utilisation that the spec counts on (`planc.cost.step_floors`)."""
         found: dict[str, float] = {}
         if self.decode is not None:
-            found["tpot_s"] = self.decode.floor / self.plan.spec.execution.tokens_per_step
+            found["tpot_s"] = self.decode.period_floor / self.plan.spec.execution.tokens_per_step
         if self.prefill is not None:
             found["ttft_s"] = self.prefill.floor * self.prefill_steps
         for name in ("memory", "compute", "transfer", "latency"):
@@ -167,6 +183,8 @@ def estimate(
             other = line(prefill_step(plan, chunk))
         else:
             missing["ttft_s"] = "no prefill step fits memory beside the KV cache of this batch"
+            if plan.spec.execution.serving == "together":
+                missing["ttft_s"] += "; TPOT leaves the prompts out"
         return Estimate(plan, own, other, missing, step_floors(plan))
     draft = at_workload(plan, phase="decode", micro_batches=1)
     if not draft.memory.fits:

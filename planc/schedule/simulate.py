@@ -24,6 +24,9 @@ from planc.graph import Expanded, OpBlock, expand
 from planc.graph.types import content
 from planc.schedule.order import on_communication_stream, takes_time
 
+#: kinds of ops that a step has only when no other comes before or after it: the way in and out through the first rank
+ENDS = ("input", "input_split", "output_collect")
+
 
 @dataclass(frozen=True)
 class Slow:
@@ -167,7 +170,7 @@ class _Simulation:
             self.compute, self.communication = after.compute.copy(), after.communication.copy()
             self.links = after.links.copy()
             for block, end in zip(self.blocks, after.end, strict=True):
-                if block.kind not in ("input", "input_split", "output_collect"):
+                if block.kind not in ENDS:
                     self.done[block.micro_batch] = max(self.done.get(block.micro_batch, 0.0), float(end.max()))
         self.start: list[np.ndarray] = [np.zeros(0)] * len(self.blocks)
         self.end: list[np.ndarray] = [np.zeros(0)] * len(self.blocks)
@@ -213,7 +216,7 @@ class _Simulation:
         far = on_communication_stream(block)
         if not self.even and not far:
             seconds = seconds * self.slow_ranks[block.ranks].max(axis=1)
-        skipped = bool(self.done) and block.kind in ("input", "input_split", "output_collect")
+        skipped = bool(self.done) and block.kind in ENDS
         ready, last = self._ready(number, block.micro_batch)
         if skipped or not takes_time(block):
             self.start[number] = self.end[number] = ready
@@ -242,11 +245,11 @@ class _Simulation:
         last: np.ndarray | None = None
         for feed in self.feeds[number]:
             source = self.blocks[feed.source]
-            if self.done and source.kind in ("input", "input_split"):
+            if self.done and source.kind in ENDS:
                 np.maximum(ready, self.done.get(micro_batch, 0.0), out=ready)
                 continue
             end = self.end[feed.source]
-            if self.chunks > 1 and block.kind == "expert" and source.kind == "dispatch":
+            if in_chunks(block, source, self.chunks):
                 first = self.start[feed.source] + (end - self.start[feed.source]) / self.chunks
                 last = feed.latest(np.zeros(len(block)), end)
                 ready = feed.latest(ready, first)
@@ -322,6 +325,11 @@ class _Simulation:
         for a, b in zip(model, segment, strict=True):
             self.start[b], self.end[b] = self.start[a] + later, self.end[a] + later
             self.lanes[b] = self.lanes[a]
+
+
+def in_chunks(block: OpBlock, source: OpBlock, chunks: int) -> bool:
+    """Whether a block starts on the first of ``chunks`` parts of what its source brings: experts, on dispatched tokens."""
+    return chunks > 1 and block.kind == "expert" and source.kind == "dispatch"
 
 
 def occupied(price: BlockPrices, rate: np.ndarray) -> np.ndarray:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from planc.cost.step import PriceBook, Step
 from planc.placement import Parallelism, largest_that_fits, step_tokens
@@ -14,6 +14,7 @@ from planc.schedule.simulate import Wiring
 from planc.schedule.timeline import Timeline, timeline
 from planc.schedule.workload import at_workload, changed
 from planc.spec import Spec
+from planc.verify import Draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Sweep:
         self.book = PriceBook()
         self._wiring: dict[tuple[str, int], Wiring] = {}
         self._prefill: dict[tuple[int, int], Timeline] = {}
+        self._chunk: dict[tuple[int, int, int], int] = {}
 
     def at(self, **changes: int) -> Point:
         """The prediction for the decode step with these values of ``workload``."""
@@ -75,14 +77,23 @@ class Sweep:
     def _estimate(self, **changes: int) -> tuple[Estimate, bool]:
         """(prediction, whether it fits memory)."""
         draft = at_workload(self.plan, phase="decode", **changes)
-        chunk = prefill_chunk(draft)
-        prefill = None
-        if chunk:  # its step depends on the prompt, not on the batch
-            key = chunk, draft.spec.workload.isl
-            if key not in self._prefill:
-                self._prefill[key] = self._line(prefill_step(draft, chunk))
-            prefill = self._prefill[key]
-        return Estimate(draft, self._line(draft), prefill, {}), draft.memory.fits
+        found = Estimate(draft, self._line(draft), self._prefilled(draft), {})
+        return found, draft.memory.fits and found.serves
+
+    def _prefilled(self, draft: Draft) -> Timeline | None:
+        """The prefill step beside a decode step. It depends on the prompt and on what memory the sequences leave, not on the
+        batch itself."""
+        work, sequences = draft.spec.workload, step_tokens(draft.spec, draft.parallelism).sequences
+        room = work.isl, work.osl, sequences
+        if room not in self._chunk:
+            self._chunk[room] = prefill_chunk(draft)
+        chunk = self._chunk[room]
+        if not chunk:
+            return None
+        key = chunk, work.isl
+        if key not in self._prefill:
+            self._prefill[key] = self._line(prefill_step(draft, chunk))
+        return self._prefill[key]
 
     def _line(self, draft: Step) -> Timeline:
         key = draft.spec.workload.phase, draft.spec.workload.micro_batches
@@ -95,10 +106,9 @@ class Sweep:
     ) -> Best:
         """The batch with the most TPS that keeps the bounds and fits memory, exactly; the smaller of two with as many.
 
-        Batches that give a TP group the same tokens share one step, of which the largest batch has the most TPS. Steps are
-        simulated until no other can be better: a step takes at least what bounds the smaller ones (`_least`), so between two
-        simulated steps no TPS exceeds the largest batch there ÷ the bound of the lower, and none keeps a TPOT that this
-        bound exceeds.
+        Batches that give a TP group the same tokens share one step. Steps are simulated until no other can be better: a step
+        takes at least what bounds the smaller ones (`_least`), so between two simulated steps no TPS exceeds the largest batch
+        there ÷ the bound of the lower, and none keeps a TPOT that this bound exceeds.
         """
         par = self.plan.parallelism
         spec = changed(self.plan.spec, phase="decode")
@@ -107,23 +117,27 @@ class Sweep:
         if not batches:
             return Best(None, None, 0, 0, 0, limit)
         found: dict[int, Estimate] = {}
-        best: int | None = None
+        best: tuple[float, int] = (0.0, 0)  # most TPS, − its batch
+        nearest: tuple[float, int] | None = None  # least excess over the bounds, its batch
 
         def look(number: int) -> None:
-            nonlocal best
-            one = found[number] = self._estimate(batch=batches[number])[0]
+            nonlocal best, nearest
+            found[number] = self._estimate(batch=batches[number])[0]
             if progress:
                 progress(len(found), len(batches))
-            kept = _excess(one.tpot, tpot) <= 1 and _excess(one.ttft, ttft) <= 1
-            if kept and (best is None or ((one.tps or 0.0), -number) > ((found[best].tps or 0.0), -best)):
-                best = number
+            for one in self._of_one_step(found[number], batches[number - 1] if number else 0):
+                batch = one.plan.spec.workload.batch
+                excess = max(_excess(one.tpot, tpot), _excess(one.ttft, ttft))
+                nearest = min(nearest or (excess, batch), (excess, batch))
+                if excess <= 1.0:
+                    best = max(best, (one.tps or 0.0, -batch))
 
         look(0)
         look(len(batches) - 1)
         heap = [self._between(0, len(batches) - 1, batches, found)]
         while heap:
             most, low, high = heapq.heappop(heap)
-            if high - low < 2 or (best is not None and -most < (found[best].tps or 0.0)):
+            if high - low < 2 or -most < best[0]:
                 continue
             if tpot is not None and self._least(found[low]) > tpot:
                 continue
@@ -131,23 +145,35 @@ class Sweep:
             look(middle)
             for pair in ((low, middle), (middle, high)):
                 heapq.heappush(heap, self._between(*pair, batches, found))
-        missed = {n: max(_excess(one.tpot, tpot), _excess(one.ttft, ttft)) for n, one in found.items()}
-        nearest = min(missed, key=lambda n: (missed[n], n))
-        at = [None if n is None else self.at(batch=batches[n]) for n in (best, nearest)]
+        at = [self.at(batch=batch) if batch else None for batch in (-best[1], nearest[1] if nearest else 0)]
         return Best(at[0], at[1], len(found), len(batches) - len(found), len(batches), limit)
+
+    def _of_one_step(self, largest: Estimate, below: int) -> Iterator[Estimate]:
+        """The predictions among which the best of a step's batches is: that of the ``largest``. Where the same GPUs prefill, all
+        from ``below`` + 1 on that leave room for it: more sequences bring more prompts, which can cost more than they yield."""
+        if largest.plan.spec.execution.serving == "apart":
+            yield largest
+            return
+        assert isinstance(largest.plan, Draft)
+        for batch in range(below + 1, largest.plan.spec.workload.batch + 1):
+            draft = replace(largest.plan, spec=changed(largest.plan.spec, batch=batch))
+            one = Estimate(draft, largest.decode, self._prefilled(draft), {})
+            if one.serves:
+                yield one
 
     def _between(self, low: int, high: int, batches: list[int], found: dict[int, Estimate]) -> tuple[float, int, int]:
         """(− most TPS of the steps between two simulated ones, their numbers)."""
         return -batches[max(low, high - 1)] / self._least(found[low]), low, high
 
     def _least(self, found: Estimate) -> float:
-        """Seconds that no step of a larger batch undercuts. That is the step's own TPOT where prices never fall as batches
-        grow and the program order is one; a library that changes kernels (grouped-query decode, docs/accuracy.md) and
-        micro-batches in an order that changes leave its floor."""
+        """Seconds per token that no larger batch undercuts. Those are the step's own, without turns of prompts, where prices
+        never fall as batches grow and the program order is one; a library that changes kernels (grouped-query decode,
+        docs/accuracy.md), and micro-batches or several streams in an order that changes leave the floor."""
         spec = self.plan.spec
-        changes = spec.model.attention.kind == "gqa" or spec.workload.micro_batches > 1
-        assert found.tpot is not None
-        return found.floors["tpot_s"] if changes else found.tpot
+        streams = spec.execution.compute_streams, spec.execution.communication_streams
+        changes = spec.model.attention.kind == "gqa" or spec.workload.micro_batches > 1 or streams != (1, 1)
+        assert found.tpot_alone is not None
+        return found.floors["tpot_s"] if changes else found.tpot_alone
 
 
 def largest_batches(spec: Spec, par: Parallelism, limit: int) -> list[int]:

@@ -13,7 +13,7 @@ from planc.cost.step import CLASSES, PriceBook, Step, StepPrices, class_of
 from planc.graph import OpBlock, expand
 from planc.routing import Traffic
 from planc.schedule.order import on_communication_stream, program_order, takes_time
-from planc.schedule.simulate import Run, Slow, Wiring, simulate
+from planc.schedule.simulate import ENDS, Run, Slow, Wiring, in_chunks, simulate
 
 SPLIT = ("computation", "communication", "synchronisation", "overhead")
 _ALIKE = 1e-9  #: times that differ by less than this share of the step are one
@@ -48,15 +48,15 @@ class Usage:
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """The simulated step of a plan. ``order``: blocks in program order; ``run``: start and end of every op; ``again``: the
-    same step right after it, on the same GPUs."""
+    """The simulated step of a plan. ``order``: blocks in program order; ``run``: start and end of every op; ``again``: two
+    steps that follow each other on the same GPUs, of which the first may be this one."""
 
     plan: Step
     prices: StepPrices
     wiring: Wiring
     order: tuple[int, ...]
     run: Run
-    again: Run | None = None
+    again: tuple[Run, Run] | None = None
 
     @property
     def step(self) -> float:
@@ -67,7 +67,7 @@ class Timeline:
     def period(self) -> float:
         """Seconds from step to step when steps follow each other: without the way in and out through the first rank, and
         with pipeline stages filled. Where the model has no vocabulary, hidden states come in anew: the whole step."""
-        return self.step if self.again is None else self.again.makespan - self.step
+        return self.step if self.again is None else self.again[1].makespan - self.again[0].makespan
 
     @cached_property
     def start(self) -> np.ndarray:
@@ -222,12 +222,12 @@ class Timeline:
 
     def _last_read(self, block: int, op: int, start: float) -> tuple[int, int] | None:
         """The op whose result came last, if its coming is what let this op start."""
-        kind, chunks = self.plan.blocks.blocks[block].kind, self.plan.spec.execution.expert_chunks
+        blocks, chunks = self.plan.blocks.blocks, self.plan.spec.execution.expert_chunks
         near, found, latest = _ALIKE * self.step, None, -1.0
         for feed in self.wiring.feeds[block]:
             sources = feed.sources(op)
             came = self.run.end[feed.source][sources]
-            if chunks > 1 and kind == "expert" and self.plan.blocks.blocks[feed.source].kind == "dispatch":
+            if in_chunks(blocks[block], blocks[feed.source], chunks):
                 first = self.run.start[feed.source][sources]  # experts start on a part of the rows
                 came = first + (came - first) / chunks
             if len(sources) and came.max() > latest:
@@ -275,21 +275,45 @@ class Timeline:
         less, more = (float(np.sqrt(sum(v * v for v in part.values()))) for part in (down, up))
         return max(self.floor, self.step - less), self.step + more
 
+    @property
+    def period_interval(self) -> tuple[float, float]:
+        """Bounds of the period's 90 % interval, s: as far from it, in proportion, as those of the step."""
+        low, high = (self.period / self.step * bound for bound in self.interval)
+        return max(self.period_floor, low), high
+
     @cached_property
     def floor(self) -> float:
         """Seconds that the step takes at least: the longest way through the graph, and the most work of one compute stream,
         when every op takes its floor (bytes ÷ bandwidth, FLOPs ÷ peak, at full rates; no latency, no launch)."""
-        ends: list[np.ndarray] = [np.zeros(0)] * len(self.plan.blocks.blocks)
+        return self._floor(ends=True)
+
+    @cached_property
+    def period_floor(self) -> float:
+        """Seconds that the period takes at least: as `floor`, without what happens only before the first step and after the
+        last."""
+        return self._floor(ends=self.again is None)
+
+    def _floor(self, *, ends: bool) -> float:
+        """The floor with or without the ops at both ends of a step (`ENDS`)."""
+        blocks, chunks = self.plan.blocks.blocks, self.plan.spec.execution.expert_chunks
+        start: list[np.ndarray] = [np.zeros(0)] * len(blocks)
+        end: list[np.ndarray] = [np.zeros(0)] * len(blocks)
         busy = np.zeros(self.plan.blocks.world_size)
         for number in self.order:
-            block, price = self.plan.blocks.blocks[number], self.prices.blocks[number]
-            ready = np.zeros(len(block))
+            block, floor = blocks[number], self.prices.blocks[number].floor
+            if not takes_time(block) or (block.kind in ENDS and not ends):
+                floor = np.zeros(len(block))
+            ready, last = np.zeros(len(block)), np.zeros(len(block))
             for feed in self.wiring.feeds[number]:
-                ready = feed.latest(ready, ends[feed.source])
-            ends[number] = ready + (price.floor if takes_time(block) else 0.0)
-            if takes_time(block) and not on_communication_stream(block):
-                busy[block.ranks[:, 0]] += price.floor
-        longest = max(float(end.max()) for end in ends)
+                came = end[feed.source]
+                if in_chunks(block, blocks[feed.source], chunks):
+                    last = feed.latest(last, came)
+                    came = start[feed.source] + (came - start[feed.source]) / chunks
+                ready = feed.latest(ready, came)
+            start[number], end[number] = ready, np.maximum(ready + floor, last + floor / chunks)
+            if not on_communication_stream(block):
+                busy[block.ranks[:, 0]] += floor
+        longest = max(float(times.max()) for times in end)
         return max(longest, float(busy.max()) / self.plan.spec.execution.compute_streams)
 
     @property
@@ -328,7 +352,11 @@ def timeline(
     run = simulate(plan, prices, chosen, wiring, slow=slow, whole=whole)
     again = None
     if plan.spec.model.vocab:
-        again = simulate(plan, prices, chosen, wiring, after=run, slow=slow, whole=whole)
+        steps = [run]
+        alone = plan.parallelism.pp == plan.spec.workload.micro_batches == 1
+        for _ in range(1 if alone else 3):  # a pipeline needs some steps to fill
+            steps.append(simulate(plan, prices, chosen, wiring, after=steps[-1], slow=slow, whole=whole))
+        again = steps[-2], steps[-1]
     return Timeline(plan, prices, wiring, chosen, run, again)
 
 

@@ -27,7 +27,7 @@ def shipped_folder(name: str) -> Path:
 
 
 def preset_names(kind: str) -> list[str]:
-    """Names of the shipped presets of a kind: ``models``, ``clusters`` or ``gpus``."""
+    """Names of the shipped presets of a kind: ``models``, ``clusters``, ``gpus`` or ``fits``."""
     return sorted(path.stem for path in (shipped_folder("specs") / kind).glob("*.yaml"))
 
 

@@ -112,6 +112,8 @@ def test_the_best_batch(run: Run) -> None:
         ("--slow", "8=2"),
         ("--slow", "3=0.5"),
         ("--slow", "nic_up nowhere=2"),
+        ("--slow", "3=2", "--sweep", "batch=64"),
+        ("--slow", "3=2", "--best"),
     ],
 )
 def test_unusable_options(run: Run, arguments: tuple[str, ...]) -> None:
@@ -224,3 +226,16 @@ def test_the_critical_path_by_name(run: Run) -> None:
     assert path[1]["op"] in run("estimate", PAIR[1], "--path")[1]
     busy = found["breakdown"]["busy_s"]
     assert all(part["min"] <= part["mean"] <= part["max"] <= found["step_s"] for part in busy.values())
+
+
+def test_what_a_claim_reaches_fits_memory_and_counts_the_traffic(run: Run) -> None:
+    claim = ["--set", "claims=[{name: x, tpot: 1 s}]"]
+    (found,) = parsed(run, "estimate", SPEC, *claim)["claims"]
+    limit = planc.compile(planc.load_spec(SPEC)).limits["isl"]
+    assert limit * 63 // 64 <= found["longest_isl"]["predicted"] == found["longest_isl"]["floor"] <= limit
+    sets = ["--set", "workload={batch: 2048, isl: 64, osl: 64}", "--set", "placement={policy: linear}"]
+    sets += ["--set", "parallelism={dp: 1, ep: 8, tp: 1}", "--set", "claims=[{name: x, tpot: 40 ms}]"]
+    (even,) = parsed(run, "estimate", SPEC, *sets)["claims"]
+    sets += ["--set", "traffic={popularity: zipf, exponent: 2, tokens: 500}"]
+    (uneven,) = parsed(run, "estimate", SPEC, *sets)["claims"]
+    assert 64 <= uneven["longest_isl"]["predicted"] < 256 < even["longest_isl"]["predicted"]

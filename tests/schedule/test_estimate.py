@@ -169,3 +169,38 @@ def test_steps_do_not_get_quicker_as_batches_grow(name: str) -> None:
     batches = largest_batches(plan.spec, plan.parallelism, plan.limits["batch"])
     tpots = [sweep.at(batch=batch).tpot for batch in batches[:: max(1, len(batches) // 12)]]
     assert (np.diff(tpots) >= -1e-12).all()
+
+
+def test_links_unlike_the_measured_move_price_and_interval() -> None:
+    """At a quarter of the bandwidth an all-reduce takes its fixed part and four times the rest; its interval goes along."""
+    tp, slower = (
+        "parallelism={dp: 1, ep: 8, tp: 8}",
+        "cluster={base: h100-sxm-1x8, links: {nvlink: {bandwidth: 112.5 GB/s}}}",
+    )
+    found = []
+    for plan in (compiled("mixtral-8x7b", tp), compiled("mixtral-8x7b", tp, slower)):
+        number = next(n for n, b in enumerate(plan.blocks.blocks) if b.kind == "all_reduce")
+        found.append(timeline(plan).prices.blocks[number])
+    preset, slow = found
+    assert slow.provenance == ("derived",)
+    assert slow.seconds[0] == pytest.approx(preset.fixed[0] + 4 * (preset.seconds[0] - preset.fixed[0]))
+    assert slow.high[0] / slow.seconds[0] == pytest.approx(preset.high[0] / preset.seconds[0])
+    low = preset.low[0] / preset.seconds[0] * slow.seconds[0]
+    assert slow.low[0] == pytest.approx(max(low, slow.floor[0]))
+
+
+@pytest.mark.parametrize(("tpot", "isl", "osl"), [(None, 1024, 4), (20e-6, 2048, 4), (None, 2048, 64)])
+def test_where_prompts_take_turns_the_best_batch_is_that_of_every_batch(tpot: float | None, isl: int, osl: int) -> None:
+    """More sequences bring more prompts: of batches with one step the largest need not be best, and where no prefill step
+    fits any more nobody is served."""
+    parts = {"model": {"hidden": 512}, "gpu": {"memory": "40 MB"}, "execution": {"serving": "together"}}
+    sweep = Sweep(planc.compile(small_spec(workload={"isl": isl, "osl": osl}, **parts)))
+    best = sweep.best_batch(tpot, None)
+    every = [sweep.at(batch=batch) for batch in range(1, best.limit + 1)]
+    kept = [point for point in every if point.fits and (tpot is None or point.tpot <= tpot)]
+    most = max(kept, key=lambda p: (p.tps, -p.batch))
+    assert best.point is not None and best.point.ttft is not None
+    assert (best.point.batch, best.point.tps) == (most.batch, pytest.approx(most.tps, rel=1e-12))
+    assert most.batch not in largest_batches(sweep.plan.spec, sweep.plan.parallelism, best.limit) or isl == 2048
+    if isl == 2048:
+        assert any(point.ttft is None and not point.fits for point in every)

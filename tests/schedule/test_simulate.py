@@ -7,10 +7,12 @@ import itertools
 import numpy as np
 import pytest
 from queues import event_times
-from small_specs import ROOT, small_spec
+from small_specs import GPU, ROOT, small_spec
 
 import planc
-from planc.schedule import Slow, Timeline, timeline
+from planc.schedule import Slow, Timeline, known_traffic, timeline
+from planc.schedule.order import _order
+from planc.schedule.simulate import occupied
 
 VOCAB = {"model": {"vocab": 512, "layers": 6}}
 CASES = {
@@ -119,6 +121,8 @@ def crossing(plan: planc.VerifiedPlan, line: Timeline, other: np.ndarray) -> flo
             if block.kind in ("dispatch", "combine"):
                 assert block.layer is not None
                 pairs = line.prices.exchanges.of(block.layer).pairs
+                if block.kind == "combine":  # the first shard of an expert answers for all
+                    pairs = pairs * (np.arange(len(pairs)) % plan.parallelism.expert_tp == 0)
                 matrix = (
                     pairs * block.writes["tokens"].row_bytes
                     if block.kind == "dispatch"
@@ -130,11 +134,25 @@ def crossing(plan: planc.VerifiedPlan, line: Timeline, other: np.ndarray) -> flo
     return moved
 
 
-@pytest.mark.parametrize("tp", [1, 2])
-def test_bytes_on_links_are_those_of_the_ops(tp: int) -> None:
+TOKENS = {"popularity": "zipf", "exponent": 1.0, "tokens": 500}
+
+
+@pytest.mark.parametrize(
+    ("tp", "expert_tp", "traffic"), [(1, 1, None), (2, 1, None), (1, 2, None), (2, 4, None), (1, 2, TOKENS)]
+)
+def test_bytes_on_links_are_those_of_the_ops(tp: int, expert_tp: int, traffic: dict[str, object] | None) -> None:
     """In one node every byte takes one NVLink up and one down."""
-    groups = [{"nodes": 1, "gpus_per_node": 8}]
-    plan, line = line_of(cluster={"groups": groups}, parallelism={"dp": 1, "ep": 8, "tp": tp}, workload={"batch": 4096})
+    plan = planc.compile(
+        small_spec(
+            cluster={"groups": [{"nodes": 1, "gpus_per_node": 8}]},
+            parallelism={"dp": 1, "ep": 8, "tp": tp, "expert_tp": expert_tp},
+            workload={"batch": 4096},
+            model={"moe": {"experts": 8 // expert_tp, "top_k": 2, "intermediate": 32}},
+            placement={"policy": "linear"},
+            **({"traffic": traffic} if traffic else {}),
+        )
+    )
+    line = timeline(plan, traffic=known_traffic(plan, files=False))
     moved = crossing(plan, line, ~np.eye(8, dtype=bool))
     kinds = line.prices.topology.kind_of_link
     assert line.link_bytes[kinds == 0].sum() == pytest.approx(moved, rel=1e-6)
@@ -188,6 +206,20 @@ def test_transfers_share_a_link() -> None:
     assert any(s.delayed > 0 for s in line.critical_path)
 
 
+def test_transfers_of_several_streams_take_turns_on_a_link() -> None:
+    """However many streams send, a link is not busy for longer than the step."""
+    links = {"nvlink": {"bandwidth": "400 GB/s"}, "nic": {"bandwidth": "2 GB/s"}}
+    _, line = line_of(
+        cluster={"links": links},
+        workload={"batch": 40_000, "micro_batches": 4},
+        execution={"communication_streams": 4},
+    )
+    busy = np.zeros(len(line.prices.rate))
+    for price in line.prices.blocks:
+        np.add.at(busy, price.links, occupied(price, line.prices.rate))
+    assert 0.8 * line.step < busy.max() <= line.step
+
+
 def test_a_slow_gpu_slows_the_layers_that_wait_for_it() -> None:
     plan, line = line_of()
     _, slow = line_of(slow=Slow(gpus={3: 2.0}))
@@ -219,7 +251,7 @@ def test_steps_follow_each_other_in_a_pipeline() -> None:
     _, two = line_of(**parts, workload={"micro_batches": 2})
     assert one.period == pytest.approx(one.step, rel=0.05)
     assert two.period < two.step  # the second step fills the bubbles that the first left
-    assert two.again is not None and two.again.makespan == pytest.approx(two.step + two.period)
+    assert two.again is not None and two.again[1].makespan == pytest.approx(two.again[0].makespan + two.period)
 
 
 def test_more_streams_are_never_slower_and_share_the_work() -> None:
@@ -241,3 +273,72 @@ def test_experts_start_when_part_of_their_tokens_came() -> None:
     price = parts.prices.blocks[expert].seconds
     assert price.sum() > whole.prices.blocks[expert].seconds.sum()  # weights are read four times
     assert (parts.run.end[expert] >= end + price / 4 - 1e-15).all()
+
+
+def test_the_floor_knows_that_experts_start_on_a_part_of_their_tokens() -> None:
+    """At full rates and without latency the step is its floor: what overlaps in the step overlaps in the floor."""
+    full = {"gpu": {"mfu": 1.0, "memory_utilization": 1.0}, "workload": {"batch": 40_000}}
+    links = {
+        "nvlink": {"bandwidth": "400 GB/s", "utilization": 1.0},
+        "nic": {"bandwidth": "50 GB/s", "utilization": 1.0},
+    }
+    for link in links.values():
+        link["latency"] = "0 us"
+    for chunks in (1, 4):
+        _, line = line_of(cluster={"links": links}, execution={"expert_chunks": chunks}, **full)
+        assert line.floor == pytest.approx(line.step) == pytest.approx(line.interval[0])
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_the_period_has_its_own_interval_and_floor(micro_batches: int) -> None:
+    """Filling a pipeline takes time that no later step spends, and the batch comes in once."""
+    _, line = line_of(
+        parallelism={"dp": 1, "pp": 4},
+        model={"vocab": 512, "layers": 8},
+        workload={"micro_batches": micro_batches, "batch": 4096},
+        gpu={"mfu": 0.1, "memory_utilization": 0.1},
+    )
+    low, high = line.period_interval
+    assert 0 < line.period_floor <= low <= line.period <= high
+    assert line.period_floor <= line.floor
+    assert micro_batches > 1 or line.period_floor < line.floor  # the way in, where one micro-batch is the longest way
+    assert high / line.period == pytest.approx(line.interval[1] / line.step)
+    assert low == pytest.approx(max(line.period_floor, line.interval[0] * line.period / line.step))
+
+
+@pytest.mark.parametrize(("batch", "pp", "intermediate", "quickest"), [(4000, 1, 2048, 2), (40_000, 2, 32, 1)])
+def test_the_program_order_is_the_quickest_of_those_tried(
+    batch: int, pp: int, intermediate: int, quickest: int
+) -> None:
+    """How many micro-batches are best kept abreast depends on the spec: two of four here, one there."""
+    plan = planc.compile(
+        small_spec(
+            cluster={"links": {"nvlink": {"bandwidth": "400 GB/s"}, "nic": {"bandwidth": "20 GB/s"}}},
+            parallelism={"dp": 1, "pp": pp},
+            model={"layers": 4, "moe": {"experts": 8, "top_k": 2, "intermediate": intermediate}},
+            workload={"batch": batch, "micro_batches": 4},
+        )
+    )
+    line = timeline(plan)
+    tried = {count: _order(plan, line.prices.blocks, count) for count in (1, 2, 4)}
+    assert min(tried, key=lambda count: tried[count][0]) == quickest
+    assert tried[quickest][0] < 0.99 * max(end for end, _ in tried.values())
+    assert line.order == tuple(tried[quickest][1])
+
+
+def test_the_busiest_stream_bounds_the_step() -> None:
+    """Of many micro-batches no one way through the graph is as long as the work of a GPU."""
+    _, line = line_of(workload={"batch": 40_000, "micro_batches": 8})
+    busy = np.zeros(8)
+    for block, price in zip(line.plan.blocks.blocks, line.prices.blocks, strict=True):
+        if not block.collective:
+            busy[block.ranks[:, 0]] += price.floor
+    assert line.floor == pytest.approx(busy.max())
+
+
+def test_a_price_counts_as_its_least_known_part() -> None:
+    """Every block here has ops on a GPU without a fit."""
+    groups = [{"nodes": 1, "gpus_per_node": 4, "gpu": "h100-sxm"}, {"nodes": 1, "gpus_per_node": 4, "gpu": GPU}]
+    _, line = line_of(cluster={"groups": groups}, parallelism={"dp": 1, "ep": 8})
+    assert any(len(price.provenance) > 1 for price in line.prices.blocks)
+    assert set(line.provenance) == {"spec"}
