@@ -62,7 +62,7 @@ def test_the_prediction_in_words(run: Run) -> None:
     for text in (
         "TPOT",
         "90 % interval",
-        "floor",
+        "at best",
         "TPS per GPU",
         "class of ops",
         "attention",
