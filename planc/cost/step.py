@@ -498,8 +498,7 @@ class StepPrices:
             least = costs.price(kind, {"ranks": float(group), "bytes": 1.0, "library": library})
             near, _ = self._against_preset(costs.gpu.name)
             price = _price(found, floor, float(least.seconds[0]), f"{kind}_{library}")
-            wire = price.seconds - price.fixed
-            price = price._replace(seconds=max(floor, price.fixed + wire / near))
+            price = _with_seconds(price, price.fixed + (price.seconds - price.fixed) / near)
             if near != 1.0 or block.kind == "broadcast":
                 price = price._replace(provenance="derived")
             best = price if best is None or price.seconds < best.seconds else best
@@ -566,10 +565,20 @@ def _added(parts: Sequence[Price]) -> Price:
     return Price.of(sums, word, max(parts, key=lambda p: p.seconds).family)
 
 
+def _with_seconds(price: Price, seconds: float) -> Price:
+    """The price at another time, as sure as before."""
+    least, share = max(seconds, price.floor), seconds / price.seconds
+    low, high = min(max(price.low * share, price.floor), least), max(price.high * share, least)
+    return price._replace(seconds=least, low=low, high=high)
+
+
 def _less(whole: Price, part: Price) -> Price:
-    """What a whole has more than a part of it."""
-    values = [max(0.0, a - b) for a, b in zip(whole.times, part.times, strict=True)]
-    return Price.of(values, whole.provenance, whole.family)
+    """What a whole has more than a part of it. Where the two are not equally sure, or one is at its floor, bounds may have
+    less difference than times: they are kept in order."""
+    seconds, low, high, floor, fixed = (max(0.0, a - b) for a, b in zip(whole.times, part.times, strict=True))
+    floor = min(floor, seconds)
+    low, high = min(max(low, floor), seconds), max(high, seconds)
+    return Price(seconds, low, high, floor, min(fixed, seconds), whole.provenance, whole.family)
 
 
 def _times(price: Price, count: int) -> Price:

@@ -59,7 +59,9 @@ class Estimate:
     @property
     def prefill_share(self) -> float:
         """Seconds of TPOT that the prompts of others take, where the same GPUs do both; else 0."""
-        return 0.0 if self.decode is None else self._tpot(self.decode.period) - self._own_time(self.decode.period)
+        if self.decode is None:
+            return 0.0
+        return max(0.0, self._tpot(self.decode.period) - self._own_time(self.decode.period))
 
     def _own_time(self, step: float) -> float:
         execution = self.plan.spec.execution
@@ -97,7 +99,8 @@ class Estimate:
         """90 % intervals of the above."""
         found: dict[str, tuple[float, float]] = {}
         if self.decode is not None and self.tpot is not None:
-            low, high = (self._tpot(v + self.decode.period - self.decode.step) for v in self.decode.interval)
+            low, high = (v + self.decode.period - self.decode.step for v in self.decode.interval)
+            low, high = self._tpot(max(low, self.decode.period_floor)), self._tpot(high)
             found["tpot_s"] = low, high
             batch = self.plan.spec.workload.batch
             found["tps"] = batch / high, batch / low
@@ -114,7 +117,7 @@ class Estimate:
         `planned_…`, the floors at the utilisation that the spec counts on (`planc.cost.step_floors`)."""
         found: dict[str, float] = {}
         if self.decode is not None:
-            found["tpot_s"] = self.decode.floor / self.plan.spec.execution.tokens_per_step
+            found["tpot_s"] = self.decode.period_floor / self.plan.spec.execution.tokens_per_step
         if self.prefill is not None:
             found["ttft_s"] = self.prefill.floor * self.prefill_steps
         for name in ("memory", "compute", "transfer", "latency"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -103,7 +103,8 @@ class Timeline:
                 (block.ranks[ops, member], far, lane, name, self.run.start[number][ops], self.run.end[number][ops])
             )
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        order = np.lexsort((columns[3], columns[4], columns[2], columns[1], columns[0]))
+        # of two that start together the first takes no time
+        order = np.lexsort((columns[3], columns[5], columns[4], columns[2], columns[1], columns[0]))
         return tuple(column[order] for column in columns)
 
     def _alike(self) -> tuple[np.ndarray, np.ndarray]:
@@ -279,16 +280,32 @@ class Timeline:
     def floor(self) -> float:
         """Seconds that the step takes at least: the longest way through the graph, and the most work of one compute stream,
         when every op takes its floor (bytes ÷ bandwidth, FLOPs ÷ peak, at full rates; no latency, no launch)."""
-        ends: list[np.ndarray] = [np.zeros(0)] * len(self.plan.blocks.blocks)
+        return self._floor(takes_time)
+
+    @cached_property
+    def period_floor(self) -> float:
+        """Seconds that `period` takes at least: without the way in where steps follow each other."""
+        return self.floor if self.again is None else self._floor(lambda b: takes_time(b) and b.kind != "input_split")
+
+    def _floor(self, counts: Callable[[OpBlock], bool]) -> float:
+        """The floor, of the blocks that count."""
+        blocks, chunks = self.plan.blocks.blocks, self.plan.spec.execution.expert_chunks
+        starts: list[np.ndarray] = [np.zeros(0)] * len(blocks)
+        ends = list(starts)
         busy = np.zeros(self.plan.blocks.world_size)
         for number in self.order:
-            block, price = self.plan.blocks.blocks[number], self.prices.blocks[number]
-            ready = np.zeros(len(block))
+            block = blocks[number]
+            least = self.prices.blocks[number].floor if counts(block) else np.zeros(len(block))
+            ready, last = np.zeros(len(block)), np.zeros(len(block))
             for feed in self.wiring.feeds[number]:
-                ready = feed.latest(ready, ends[feed.source])
-            ends[number] = ready + (price.floor if takes_time(block) else 0.0)
-            if takes_time(block) and not on_communication_stream(block):
-                busy[block.ranks[:, 0]] += price.floor
+                came = ends[feed.source]
+                if chunks > 1 and block.kind == "expert" and blocks[feed.source].kind == "dispatch":
+                    last = feed.latest(last, came)  # as in the simulation: experts start on a part of the rows
+                    came = starts[feed.source] + (came - starts[feed.source]) / chunks
+                ready = feed.latest(ready, came)
+            starts[number], ends[number] = ready, np.maximum(ready + least, last + least / chunks)
+            if counts(block) and not on_communication_stream(block):
+                busy[block.ranks[:, 0]] += least
         longest = max(float(end.max()) for end in ends)
         return max(longest, float(busy.max()) / self.plan.spec.execution.compute_streams)
 
