@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2
 
-.PHONY: help demo test check format bench bench-placement accuracy gpu schema figures lock wheel clean
+.PHONY: help demo test nightly check format bench bench-placement accuracy gpu schema figures lock wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -26,6 +26,9 @@ demo: .venv/.test  ## build the reference plan: 61 layers, 64 experts, 128 GPUs
 
 test: .venv/.test  ## all tests
 	$(PYTEST) tests
+
+nightly: .venv/.test  ## thousands of random specs, others every night
+	PLANC_EXAMPLES=2000 $(PYTEST) tests/properties/test_predictions.py
 
 check: .venv/.dev  ## lint, types, import rules, tests
 	$(BIN)/ruff check planc tests benchmarks

@@ -160,10 +160,13 @@ def write_traces(
         files = [(TRACE_OF_MANY, packed(chrome(timeline, chosen)))]
     else:
         files = ((f"rank-{rank}.json.gz", packed(kineto(timeline, rank))) for rank in chosen)
-    before = [
-        path.name for path in Path(folder).glob("rank-*.json.gz") if re.fullmatch(r"rank-\d+\.json\.gz", path.name)
-    ]
-    return _write_whole(folder, files, [*before, TRACE_OF_MANY])
+    return _write_whole(folder, files, _traces_in(Path(folder)))
+
+
+def _traces_in(folder: Path) -> Iterator[str]:
+    """Names of the traces that an earlier run left in the folder."""
+    yield from (path.name for path in folder.glob("rank-*.json.gz") if re.fullmatch(r"rank-\d+\.json\.gz", path.name))
+    yield TRACE_OF_MANY
 
 
 def _write_whole(

@@ -169,13 +169,11 @@ def explain(options: argparse.Namespace) -> int:
 
 def load_any(name: str, overrides: Sequence[str] = ()) -> VerifiedPlan:
     """A plan from its folder or plan.json; a spec is compiled, with ``overrides``."""
-    from pathlib import Path
-
     from planc.pipeline import compile
     from planc.spec import load_spec
     from planc.verify import load_plan
 
-    if Path(name).is_dir() or name.endswith(".json"):
+    if os.path.isdir(name) or name.endswith(".json"):
         return load_plan(name)
     return compile(load_spec(name, overrides))
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SWEPT = ("batch", "isl", "osl", "micro_batches")
 MOST_POINTS = 1000
+MOST_MICRO_BATCHES = 64  #: as in a spec
 
 
 def estimate(options: argparse.Namespace) -> int:
@@ -68,6 +69,7 @@ def _swept(sweep: Sweep, asked: dict[str, list[int]], options: argparse.Namespac
     from planc.report.estimate import point_record, sweep_text
 
     (key, values), *_ = asked.items()
+    _refuse_unplannable(sweep, key, values)
     if options.plot and key != "batch":
         message = f"a plot of TPS against TPOT is over batches, not over {key}"
         raise PlancError([Diagnostic("PLN406", message, "--plot", Span("--plot", 1, 1))])
@@ -94,6 +96,19 @@ def _swept(sweep: Sweep, asked: dict[str, list[int]], options: argparse.Namespac
     else:
         write_text(sweep_text(points), None)
     return 0
+
+
+def _refuse_unplannable(sweep: Sweep, key: str, values: list[int]) -> None:
+    """What a spec could not say is not simulated either: no memory holds the graph of a million micro-batches."""
+    from planc.schedule.workload import changed
+    from planc.spec import check_spec
+
+    if key == "micro_batches" and values[-1] > MOST_MICRO_BATCHES:
+        message = f"{values[-1]:,} micro-batches; planc plans up to {MOST_MICRO_BATCHES}"
+        raise PlancError([Diagnostic("PLN406", message, "--sweep", Span("--sweep", 1, 1))])
+    faults = check_spec(changed(sweep.plan.spec, **{key: values[-1]}))
+    if faults:
+        raise PlancError(faults)
 
 
 def _best(sweep: Sweep, plan: VerifiedPlan, given: tuple[float | None, float | None], as_json: bool) -> int:
@@ -131,6 +146,8 @@ def read_bound(option: str, text: str | None) -> float | None:
         return None
     try:
         value = float(parse_quantity(text, "seconds"))
+    except OverflowError:
+        value = -1.0
     except ValueError as error:
         raise PlancError([Diagnostic("PLN406", str(error), option, Span(option, 1, 1))]) from None
     if not 0 < value < 1e9:
@@ -144,7 +161,7 @@ def _read_sweep(text: str) -> dict[str, list[int]]:
     found: list[int] = []
     if key in SWEPT:
         for part in values.split(","):
-            match = re.fullmatch(r"\s*(\d{1,8})(?:\.\.(\d{1,8})(?::(\d{1,8}))?)?\s*", part)
+            match = re.fullmatch(r"\s*([0-9]{1,8})(?:\.\.([0-9]{1,8})(?::([0-9]{1,8}))?)?\s*", part)
             if match is None:
                 found = []
                 break
@@ -172,8 +189,8 @@ def _read_slow(plan: VerifiedPlan, texts: list[str]) -> Slow | None:
     for text in texts:
         what, _, factor = text.rpartition("=")
         what = what.strip()
-        good = re.fullmatch(r"\d{1,4}(\.\d{1,6})?", factor.strip()) and float(factor) >= 1
-        if good and what.isdigit() and int(what) < plan.parallelism.world_size:
+        good = re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", factor.strip()) and float(factor) >= 1
+        if good and re.fullmatch("[0-9]{1,7}", what) and int(what) < plan.parallelism.world_size:
             gpus[int(what)] = float(factor)
         elif good and what in names:
             links[names.index(what)] = float(factor)

@@ -568,9 +568,12 @@ def _added(parts: Sequence[Price]) -> Price:
 
 
 def _less(whole: Price, part: Price) -> Price:
-    """What a whole has more than a part of it."""
-    values = [max(0.0, a - b) for a, b in zip(whole.times, part.times, strict=True)]
-    return Price.of(values, whole.provenance, whole.family)
+    """What a whole has more than a part of it. Where the two are not equally sure, or one is at its floor, bounds may have
+    less difference than times: they are kept in order."""
+    seconds, low, high, floor, fixed = (max(0.0, a - b) for a, b in zip(whole.times, part.times, strict=True))
+    floor = min(floor, seconds)
+    low, high = min(max(low, floor), seconds), max(high, seconds)
+    return Price(seconds, low, high, floor, min(fixed, seconds), whole.provenance, whole.family)
 
 
 def _times(price: Price, count: int) -> Price:

@@ -64,7 +64,7 @@ class Estimate:
     @property
     def prefill_share(self) -> float:
         """Seconds of TPOT that the prompts of others take, where the same GPUs do both; else 0."""
-        return 0.0 if self.tpot is None or self.tpot_alone is None else self.tpot - self.tpot_alone
+        return 0.0 if self.tpot is None or self.tpot_alone is None else max(0.0, self.tpot - self.tpot_alone)
 
     @property
     def tpot_alone(self) -> float | None:

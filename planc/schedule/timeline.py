@@ -103,7 +103,8 @@ class Timeline:
                 (block.ranks[ops, member], far, lane, name, self.run.start[number][ops], self.run.end[number][ops])
             )
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        order = np.lexsort((columns[3], columns[4], columns[2], columns[1], columns[0]))
+        # of two that start together the first takes no time
+        order = np.lexsort((columns[3], columns[5], columns[4], columns[2], columns[1], columns[0]))
         return tuple(column[order] for column in columns)
 
     def _alike(self) -> tuple[np.ndarray, np.ndarray]:

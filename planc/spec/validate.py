@@ -29,7 +29,9 @@ def _is_echo(row: Mapping[str, Any]) -> bool:
     """A fault that only repeats another: a mapping given for ``expert_rule`` also fails the word ``none``."""
     if row["type"] == "too_short":  # a list whose items were refused also counts as short
         return bool(len(row["input"]) >= row["ctx"].get("min_length", 0))
-    return row["type"] == "literal_error" and isinstance(row["input"], dict)
+    # a choice of its own that is given a mapping echoes nothing: its place ends with its key, not with a branch
+    in_union = any(str(part).startswith("literal[") for part in row["loc"][-1:])
+    return in_union and row["type"] == "literal_error" and isinstance(row["input"], dict)
 
 
 def _fault(

@@ -98,6 +98,13 @@ def test_the_best_batch(run: Run) -> None:
     assert (status, out) == (1, "") and "PLN407" in err and "nearest: batch 8 with TPOT" in err and "floor" in err
 
 
+def test_a_name_that_no_file_can_have(run: Run) -> None:
+    status, out, err = run("estimate", "plan" * 300)
+    assert (status, out) == (1, "") and "PLN001" in err
+    status, out, err = run("trace", SPEC, "--ranks", "0", "-o", "traces" * 100)
+    assert (status, out) == (1, "") and "PLN017" in err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -114,6 +121,12 @@ def test_the_best_batch(run: Run) -> None:
         ("--slow", "nic_up nowhere=2"),
         ("--slow", "3=2", "--sweep", "batch=64"),
         ("--slow", "3=2", "--best"),
+        ("--slow", "²=2"),
+        ("--slow", f"{'9' * 5000}=2"),
+        ("--sweep", "micro_batches=65"),
+        ("--sweep", "micro_batches=1..99999999"),
+        ("--sweep", "batch=٣"),
+        ("--best", "--tpot", "1e309 s"),
     ],
 )
 def test_unusable_options(run: Run, arguments: tuple[str, ...]) -> None:

@@ -11,7 +11,8 @@ import networkx as nx
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_specs import LINKS, small_spec
+from random_specs import specs
+from small_specs import small_spec
 
 import planc
 from planc.diagnostics import CODES
@@ -20,114 +21,6 @@ from planc.verify import load_plan, plan_json
 
 RUN = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 CALM = settings(RUN, max_examples=25)
-
-
-@st.composite
-def attentions(draw: st.DrawFn) -> dict[str, Any]:
-    heads = draw(st.sampled_from([2, 4, 8]))
-    kind = draw(st.sampled_from(["mha", "gqa", "mla"]))
-    if kind == "mla":
-        ranks = {
-            "q_lora_rank": draw(st.sampled_from([0, 12])),
-            "kv_lora_rank": 16,
-            "qk_nope_head_dim": 8,
-            "qk_rope_head_dim": 4,
-        }
-        return {"kind": kind, "heads": heads, "v_head_dim": 6} | ranks
-    more = {"kv_heads": draw(st.sampled_from([1, 2, heads]))} if kind == "gqa" else {}
-    return {"kind": kind, "heads": heads, "head_dim": 8, "bias": draw(st.booleans())} | more
-
-
-@st.composite
-def models(draw: st.DrawFn) -> dict[str, Any]:
-    layers = draw(st.integers(1, 6))
-    experts = draw(st.integers(1, 32))
-    model: dict[str, Any] = {
-        "layers": layers,
-        "hidden": 64,
-        "attention": draw(attentions()),
-        "dense_mlp": {"intermediate": 64, "gated": draw(st.booleans())},
-        "vocab": draw(st.sampled_from([0, 0, 96, 101])),
-        "tied_embeddings": draw(st.booleans()),
-        "norm": draw(st.sampled_from(["none", "rms"])),
-        "moe": {
-            "experts": experts,
-            "top_k": draw(st.integers(1, min(4, experts))),
-            "intermediate": 32,
-            "gated": draw(st.booleans()),
-            "shared_experts": draw(st.sampled_from([0, 0, 1, 2])),
-        },
-        "dtypes": draw(st.sampled_from([{}, {"dispatch": "fp8"}, {"weights": "fp8", "combine": "fp8"}])),
-    }
-    kinds = draw(st.sampled_from(["all", "first dense", "every second", "listed", "dense"]))
-    if kinds == "dense":
-        model["moe"] = None
-    elif kinds == "first dense":
-        model["first_k_dense"] = draw(st.integers(0, layers - 1))
-    elif kinds == "every second" and layers > 1:
-        model["moe_stride"] = 2
-    elif kinds == "listed":
-        model["moe_layers"] = sorted(draw(st.sets(st.integers(0, layers - 1), min_size=1)))
-    return model
-
-
-@st.composite
-def specs(draw: st.DrawFn) -> dict[str, Any]:
-    """Parts for `small_spec`; most are plans, some are refused."""
-    groups = [{"nodes": draw(st.sampled_from([1, 2, 4])), "gpus_per_node": draw(st.sampled_from([2, 4, 8]))}]
-    if draw(st.integers(0, 4)) == 0:
-        groups.append({"nodes": draw(st.integers(1, 2)), "gpus_per_node": draw(st.sampled_from([2, 4]))})
-    rule: Any = {
-        "scope": draw(st.sampled_from(["layer", "layer", "model"])),
-        "slots_per_gpu": draw(st.sampled_from([1, 1, 2])),
-        "on_overflow": draw(st.sampled_from(["rounds", "rounds", "rounds", "error"])),
-        "spares": draw(st.sampled_from(["idle", "replicate"])),
-    }
-    phase = draw(st.sampled_from(["decode", "decode", "prefill"]))
-    model = draw(models())
-    return {
-        "model": model,
-        "gpu": {"memory": draw(st.sampled_from(["1 GB", "1 GB", "1 MB", "100 kB"]))},
-        "cluster": {"groups": groups, "links": LINKS | draw(st.sampled_from([{}, {"leaf": {"nodes": 2}}]))},
-        "workload": {
-            "phase": phase,
-            "batch": draw(st.integers(1, 200)),
-            "isl": draw(st.integers(1, 40)),
-            "osl": draw(st.integers(0, 8)),
-            "prefill_chunk": draw(st.sampled_from([0, 7, 16])),
-            "micro_batches": draw(st.sampled_from([1, 1, 2, 3])),
-        },
-        "parallelism": draw(degrees(groups, model["layers"])),
-        "expert_rule": draw(st.sampled_from([rule, rule, rule, "none"])),
-        "placement": {"policy": draw(st.sampled_from(["linear", "round_robin"]))},
-    }
-
-
-@st.composite
-def degrees(draw: st.DrawFn, groups: list[dict[str, int]], layers: int) -> dict[str, Any]:
-    """Degrees that mostly suit the cluster; one in eight is drawn without regard to it."""
-    gpus = sum(g["nodes"] * g["gpus_per_node"] for g in groups)
-    wild = draw(st.integers(0, 7)) == 0
-
-    def one_of(of: int, most: int) -> Any:
-        fit = [d for d in (1, 2, 3, 4, 8, 16) if wild or (of % d == 0 and d <= most)]
-        return draw(st.sampled_from(["auto", *fit]))
-
-    pp = one_of(gpus, layers)
-    left = gpus // (1 if pp == "auto" else pp)
-    ep = one_of(left, left) if pp != "auto" or wild else "auto"
-    domain = min(g["gpus_per_node"] for g in groups)
-    inside = domain if ep == "auto" else int(np.gcd(ep, domain))
-    gating = draw(st.sampled_from(["leader", "sharded"]))
-    return {
-        "dp": "auto" if ep != "auto" else one_of(left, 2),
-        "pp": pp,
-        "ep": ep,
-        "tp": one_of(inside, inside),
-        "expert_tp": draw(st.sampled_from(["auto", one_of(inside, 2), one_of(inside, 4)])),
-        "gating": gating,
-        "tp_comm": draw(st.sampled_from(["all_reduce", "reduce_scatter"])) if gating == "sharded" else "all_reduce",
-    }
 
 
 def compiled(parts: dict[str, Any]) -> planc.VerifiedPlan | None:
