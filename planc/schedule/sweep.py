@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from planc.cost.step import PriceBook, Step
-from planc.placement import Parallelism, largest_that_fits, step_tokens
+from planc.placement import Parallelism, largest_that_fits
 from planc.routing import Traffic
 from planc.schedule.estimate import Estimate, prefill_chunk, prefill_step
 from planc.schedule.simulate import Wiring
@@ -179,8 +179,6 @@ class Sweep:
 def largest_batches(spec: Spec, par: Parallelism, limit: int) -> list[int]:
     """Of every decode step that some batch up to ``limit`` gives, the largest such batch, ascending."""
     groups = par.dp * par.attention_dp
-    found: dict[int, int] = {}
-    for sequences in range(1, -(-limit // groups) + 1):
-        batch = min(limit, sequences * groups)
-        found[step_tokens(changed(spec, batch=batch), par).group] = batch
-    return sorted(found.values())
+    # `step_tokens` rounds a TP group's tokens up to micro-batches, and to ranks where every one of them gates
+    alike = groups * spec.workload.micro_batches * (1 if par.leaders_gate else par.tp)
+    return [min(limit, batch) for batch in range(alike, limit + alike, alike)] if limit > 0 else []
