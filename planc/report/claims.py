@@ -62,7 +62,7 @@ def longest_inputs(claim: Claim, found: Estimate) -> dict[str, int]:
     if claim.tpot is None or found.tpot is None:
         return {}
     batch = max(1, round(in_flight(claim) or found.plan.spec.workload.batch))
-    sweep = Sweep(found.plan)
+    sweep = Sweep(found.plan, found.own.prices.traffic)
 
     def longest(which: Literal["tpot", "floor"]) -> int:
         low, high = 0, 1
@@ -121,7 +121,7 @@ def claim_rows(found: Estimate) -> list[dict[str, str]]:
                 "TPOT" if row.key == "tpot_s" else f"TPS (TPOT {format_seconds(row.claimed)} at batch {work.batch:,})"
             )
             parts.append(
-                f"{what}: {row.verdict} at isl {work.isl:,} and osl {work.osl:,}; predicted {format_seconds(row.predicted)}"
+                f"{what}: {row.verdict} at isl {work.isl:,} and osl {work.osl:,}, predicted {format_seconds(row.predicted)}"
                 f" ({format_seconds(row.low)} to {format_seconds(row.high)}), floor {format_seconds(row.floor)}"
             )
         if (flight := in_flight(claim)) is not None:

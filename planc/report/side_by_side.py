@@ -62,7 +62,9 @@ def sides(found: Sequence[Estimate], bound: float | None) -> tuple[list[Side], f
     """The plans with their best batches under one TPOT bound: as given, else the slowest plan's own TPOT."""
     tpots = [one.tpot for one in found if one.tpot is not None]
     bound = bound if bound is not None else max(tpots, default=None)
-    return [Side(one, Sweep(one.plan).best_batch(bound, None) if bound else None) for one in found], bound
+    return [
+        Side(one, Sweep(one.plan, one.own.prices.traffic).best_batch(bound, None) if bound else None) for one in found
+    ], bound
 
 
 def reasons(first: Side, second: Side) -> list[tuple[str, float, float, float]]:
@@ -179,7 +181,7 @@ def ratio_grid(first: Side, second: Side) -> list[dict[str, Any]]:
     """Predicted ratios at equal batches and input lengths that fit both plans' memory. At one batch the ratio of TPS is that
     of the TPOTs turned over."""
     rows: list[dict[str, Any]] = []
-    sweeps = Sweep(first.found.plan), Sweep(second.found.plan)
+    sweeps = [Sweep(side.found.plan, side.line.prices.traffic) for side in (first, second)]
     for isl in INPUTS:
         limits = [_limit(sweep, isl) for sweep in sweeps]
         for batch in BATCHES:
@@ -277,7 +279,7 @@ def _reason_text(first: Side, second: Side) -> str:
     difference = first.line.step - second.line.step
     word = "shorter" if difference < 0 else "longer"
     rows = [
-        (CLASS_NAMES[name], format_seconds(x), format_seconds(y), f"{100 * share:.0f} %")
+        (CLASS_NAMES[name], format_seconds(x), format_seconds(y), f"{round(100 * share)} %")
         for name, x, y, share in reasons(first, second)
         if x or y
     ]
