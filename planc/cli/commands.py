@@ -174,6 +174,10 @@ def load_any(name: str, overrides: Sequence[str] = ()) -> VerifiedPlan:
     from planc.verify import load_plan
 
     if os.path.isdir(name) or name.endswith(".json"):
+        if overrides:
+            message = "a written plan is as it is: --set changes keys of a spec"
+            hint = "give the spec in place of the plan, or sweep a workload: --sweep batch=…"
+            raise PlancError([Diagnostic("PLN406", message, "--set", Span("--set", 1, 1), hint)])
         return load_plan(name)
     return compile(load_spec(name, overrides))
 

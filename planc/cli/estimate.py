@@ -34,13 +34,7 @@ def estimate(options: argparse.Namespace) -> int:
 
     sweep = _read_sweep(options.sweep) if options.sweep else None
     bounds = read_bound("--tpot", options.tpot), read_bound("--ttft", options.ttft)
-    if options.plot and not sweep:
-        hint = "add --sweep batch=64..4096"
-        raise PlancError([Diagnostic("PLN406", "a plot needs a sweep", "--plot", Span("--plot", 1, 1), hint)])
-    if options.slow and (sweep or options.best):
-        hint = "leave out --sweep and --best, or --slow"
-        message = "what is slower than planned is looked at for the plan's own workload alone"
-        raise PlancError([Diagnostic("PLN406", message, "--slow", Span("--slow", 1, 1), hint)])
+    _refuse_unused(options)
     plan = load_any(options.plan, options.set)
     traffic = known_traffic(plan, files=True)
     if sweep or options.best:
@@ -63,6 +57,35 @@ def estimate(options: argparse.Namespace) -> int:
     parts = [estimate_text(found), *([straggler_text(straggler)] if straggler else [])]
     write_text("\n".join([*parts, *([path_text(found.own)] if options.path else [])]), None)
     return 0
+
+
+def _refuse_unused(options: argparse.Namespace) -> None:
+    """Refuse options that would be left aside without a word."""
+    faults = [
+        (options.plot and not options.sweep, "--plot", "a plot needs a sweep", "add --sweep batch=64..4096"),
+        (
+            options.best and options.sweep,
+            "--sweep",
+            "--best looks at every batch itself",
+            "leave --best or --sweep out",
+        ),
+        (
+            options.slow and (options.best or options.sweep),
+            "--slow",
+            "--best and --sweep predict the plan without stragglers",
+            "leave --slow out, or predict one batch at a time with --set workload.batch=…",
+        ),
+        (
+            options.tpot and not (options.best or options.plot),
+            "--tpot",
+            "a bound of TPOT is for --best, or a line in a --plot",
+            "add --best",
+        ),
+        (options.ttft and not options.best, "--ttft", "a bound of TTFT is for --best", "add --best"),
+    ]
+    found = [Diagnostic("PLN406", text, name, Span(name, 1, 1), hint) for wrong, name, text, hint in faults if wrong]
+    if found:
+        raise PlancError(found)
 
 
 def _swept(sweep: Sweep, asked: dict[str, list[int]], options: argparse.Namespace, bound: float | None) -> int:
@@ -130,7 +153,9 @@ def _best(sweep: Sweep, plan: VerifiedPlan, given: tuple[float | None, float | N
                 f"(floor {format_seconds(near.floor)}), TTFT {reached}",
             )
         hint = "raise the bound, shorten isl, or spread the model over more GPUs"
-        raise PlancError([Diagnostic("PLN407", message, "target", plan.spec.span("target"), hint, related)])
+        option = next((name for name, value in zip(("--tpot", "--ttft"), given, strict=True) if value), None)
+        path, span = (option, Span(option, 1, 1)) if option else ("target", plan.spec.span("target"))
+        raise PlancError([Diagnostic("PLN407", message, path, span, hint, related)])
     if as_json:
         print_json({"name": plan.spec.name} | best_record(best, tpot, ttft))
     else:
@@ -188,15 +213,21 @@ def _read_slow(plan: VerifiedPlan, texts: list[str]) -> Slow | None:
     names = topology(plan.spec.cluster).names if any(not t.partition("=")[0].strip().isdigit() for t in texts) else ()
     for text in texts:
         what, _, factor = text.rpartition("=")
-        what = what.strip()
+        what = " ".join(what.split())
         good = re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", factor.strip()) and float(factor) >= 1
         if good and re.fullmatch("[0-9]{1,7}", what) and int(what) < plan.parallelism.world_size:
             gpus[int(what)] = float(factor)
         elif good and what in names:
             links[names.index(what)] = float(factor)
         else:
-            message = f"`{text[:60]}` is not a GPU or link of this plan with a factor of at least 1"
-            hint = "write RANK=1.5, or the name of a link as `planc show --topology` prints it, =2"
+            message = f"`{text[:60]}` has no factor of at least 1 that says how many times slower"
+            hint = "write RANK=1.5, such as 17=1.5, or LINK=2, such as `nic_up node 0 rail 3=2`"
+            if good and what.isdigit():
+                message = f"there is no GPU {what[:20]} in this plan"
+                hint = f"ranks are 0 to {plan.parallelism.world_size - 1}"
+            elif good:
+                message = f"this plan's cluster has no link `{what[:40]}`"
+                hint = "`planc show --topology` names the busiest of each kind, such as `nic_up node 0 rail 3`"
             raise PlancError([Diagnostic("PLN406", message, "--slow", Span("--slow", 1, 1), hint)])
     if gpus or links:
         say("slower than planned: " + ", ".join(texts))

@@ -56,5 +56,7 @@ class PlancError(Exception):
 
 def closest(word: str, choices: Iterable[str]) -> str:
     """A "did you mean" hint for ``word``, or an empty string when nothing is near."""
-    match = difflib.get_close_matches(word[:80], list(choices), n=1, cutoff=0.6)
+    names, word = sorted(choices), word[:80]
+    longer = [name for name in names if len(word) > 2 and name.startswith(word)]
+    match = longer[:1] if len(longer) == 1 else difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"did you mean `{match[0]}`?" if match else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planc.render.style import FONT
-from planc.render.text import text_width, xml_escape
+from planc.render.text import xml_escape
 from planc.units import format_bytes
 from planc.verify import VerifiedPlan
 
@@ -44,10 +44,9 @@ def memory_svg(plan: VerifiedPlan) -> str:
         share = size / capacity
         label = name.replace("_", " ")
         value = f"{format_bytes(size)} ({100 * share:.1f} %)"
-        start = _LABELS - 8 - text_width(label, 12)
         weight = ' font-weight="bold"' if name == "sum" else ""
         out.append(f'<g id="memory-{name}" class="memory"><title>{xml_escape(label)}: {size:,} B</title>')
-        out.append(f'<text x="{max(4, start):.0f}" y="{y + 15}"{weight}>{xml_escape(label)}</text>')
+        out.append(f'<text x="{_LABELS - 8}" y="{y + 15}" text-anchor="end"{weight}>{xml_escape(label)}</text>')
         fill = _FILLS.get(name, "#888888")
         out.append(
             f'<rect x="{_LABELS}" y="{y}" width="{max(1.0, _BAR * share):.1f}" height="20" fill="{fill}" stroke="#555"/>'

@@ -124,7 +124,7 @@ def claim_rows(found: Estimate) -> list[dict[str, str]]:
                 "TPOT" if row.key == "tpot_s" else f"TPS (TPOT {format_seconds(row.claimed)} at batch {work.batch:,})"
             )
             parts.append(
-                f"{what}: {row.verdict} at isl {work.isl:,} and osl {work.osl:,}; predicted {format_seconds(row.predicted)}"
+                f"{what}: {row.verdict} at isl {work.isl:,} and osl {work.osl:,}, predicted {format_seconds(row.predicted)}"
                 f" ({format_seconds(row.low)} to {format_seconds(row.high)}), floor {format_seconds(row.floor)}"
             )
         if (flight := in_flight(claim)) is not None:

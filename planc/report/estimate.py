@@ -17,7 +17,7 @@ PROVENANCE = {
     "fitted": "fitted to measurements of this GPU, inside their range",
     "extrapolated": "the same fit outside the range of its measurements",
     "derived": "a fit of a related op, which was not measured itself",
-    "spec": "MFU and utilisation of the spec: no fit of this GPU ships",
+    "spec": "MFU and utilisation of the spec: no fit of this GPU covers them",
 }
 
 
@@ -58,6 +58,7 @@ def estimate_record(found: Estimate) -> dict[str, Any]:
             "prefill_share_s": found.prefill_share,
         },
         "provenance": own.provenance,
+        "target": target_records(found),
         "claims": claim_records(found),
         "missing": found.missing,
     }
@@ -90,6 +91,45 @@ def path_text(line: Timeline) -> str:
         for r in path_records(line)
     ]
     return "\n".join(table(("critical path", "start", "time", "after"), rows)) + "\n"
+
+
+def target_records(found: Estimate) -> dict[str, dict[str, Any]]:
+    """The spec's target beside the prediction: key -> target, predicted, verdict."""
+    records: dict[str, dict[str, Any]] = {}
+    for key in ("tpot_s", "ttft_s", "tps"):
+        name = key.removesuffix("_s")
+        wanted, value = getattr(found.plan.spec.target, name), getattr(found, name)
+        if wanted is not None:
+            records[key] = {"target": wanted, "predicted": value, "verdict": _reaches(found, key, wanted, value)}
+    return records
+
+
+def _reaches(found: Estimate, key: str, wanted: float, value: float | None) -> str:
+    """Whether a target is reached, with what is known of the interval and the floor."""
+    if value is None:
+        return "not predicted"
+    sign = -1.0 if key == "tps" else 1.0  # more TPS are better, and less time
+    low, high = sorted((sign * wanted - sign * bound) for bound in found.intervals[key])
+    if sign * (wanted - value) >= 0:
+        return "reached" if low >= 0 else "reached, but not by the whole interval"
+    floor = _most_tps(found) if key == "tps" else found.floors[key]
+    if floor is not None and sign * (wanted - floor) < 0:
+        return "missed, and beyond the floor: no software reaches it with this plan"
+    return "missed, but not by the whole interval" if high >= 0 else "missed"
+
+
+def _most_tps(found: Estimate) -> float | None:
+    """TPS at the floor of TPOT."""
+    return found.tps * found.tpot / found.floors["tpot_s"] if found.tps and found.tpot else None
+
+
+def target_rows(found: Estimate) -> list[str]:
+    """The same in words: ``TPOT ≤ 50 ms: reached``."""
+    show = {"tpot_s": ("TPOT ≤", format_seconds), "ttft_s": ("TTFT ≤", format_seconds), "tps": ("TPS ≥", _rate)}
+    return [
+        f"{show[key][0]} {show[key][1](record['target'])}: {record['verdict']}"
+        for key, record in target_records(found).items()
+    ]
 
 
 def busiest_links(line: Timeline, count: int = 3) -> list[tuple[str, float, float]]:
@@ -125,6 +165,10 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.005 else "below 1 %"
+
+
 def class_rows(line: Timeline) -> list[tuple[str, float, float]]:
     """(class of ops in words, seconds of the critical path, share of the step), longest first."""
     rows = [(CLASS_NAMES[name], value, value / line.step) for name, value in line.path_by_class.items()]
@@ -146,6 +190,7 @@ def estimate_text(found: Estimate) -> str:
         f"{spec.name}: {work.phase}, batch {work.batch:,}, isl {work.isl:,}, osl {work.osl:,}, on {par.world_size} GPUs ({gpus})",
         "",
         *table(("", "estimate", "90 % interval", "at best"), headline_rows(found)),
+        *(f"target {row}" for row in target_rows(found)),
         "",
         f"largest batch that fits memory: {found.concurrency:,}",
         f"{work.phase} step {format_seconds(own.step)}, on its critical path:",
@@ -161,7 +206,7 @@ def estimate_text(found: Estimate) -> str:
             "; ".join(f"{name} {100 * share:.1f} %, {format_bytes(size)}" for name, share, size in busiest_links(own))
             or "none"
         ),
-        "prices: " + "; ".join(f"{100 * share:.0f} % {word} ({text})" for word, share, text in provenance_rows(own)),
+        "prices: " + "; ".join(f"{_percent(share)} {word} ({text})" for word, share, text in provenance_rows(own)),
     ]
     for row in claim_rows(found):
         lines += [
@@ -270,8 +315,10 @@ def straggler_text(record: dict[str, Any]) -> str:
     """The same in words."""
     copies = record["redundant_copies"]
     share = f"{100 * record['recovered_share']:.0f} % of it"
+    taken = f"stragglers: the step takes {format_seconds(record['step_s'])} instead of {format_seconds(record['step_as_planned_s'])}"
+    if not copies:
+        return f"{taken}; no expert has a second copy that could take over (spare GPUs and `spares: replicate` give some)\n"
     return (
-        f"stragglers: the step takes {format_seconds(record['step_s'])} instead of {format_seconds(record['step_as_planned_s'])}; "
-        f"with {copies} redundant copies a layer that share tokens by the speed of their GPUs, "
+        f"{taken}; with {copies} redundant copies a layer that share tokens by the speed of their GPUs, "
         f"{format_seconds(record['step_by_speed_s'])}: {share if record['recovered_share'] else 'nothing'} is recovered\n"
     )

@@ -12,7 +12,7 @@ from planc.graph import range_text
 from planc.placement import ITEMS, Placement, copy_tokens
 from planc.report.claims import claim_rows
 from planc.report.compare import traditional_rows
-from planc.report.estimate import busiest_links, class_rows, headline_rows, provenance_rows
+from planc.report.estimate import busiest_links, class_rows, headline_rows, provenance_rows, target_rows
 from planc.report.placement import placement_facts
 from planc.report.risks import optimality_rows, risk_rows
 from planc.schedule import Estimate
@@ -61,8 +61,10 @@ def prediction_facts(found: Estimate) -> dict[str, Any]:
     rows = headline_rows(found)
     if spec.workload.phase == "decode":
         summary = f"TPOT {rows[0][1]} ({rows[0][2]}), {rows[2][1]} TPS, {rows[3][1]} per GPU"
+        floor = f"TPOT {rows[0][3]}, so at most {rows[2][3]} TPS at this batch, whatever the software"
     else:
         summary = f"TTFT {rows[1][1]} ({rows[1][2]})"
+        floor = f"TTFT {rows[1][3]}, whatever the software"
     traffic = "Tokens choose experts evenly."
     if spec.traffic is not None:
         traffic = "Rows, ranks and links follow from the spec's traffic."
@@ -71,6 +73,8 @@ def prediction_facts(found: Estimate) -> dict[str, Any]:
     return {
         "headline": rows,
         "summary": summary,
+        "floor": floor,
+        "targets": target_rows(found),
         "traffic": traffic,
         "kv_len": f"{kv_length(spec):,.0f}",
         "classes": class_rows(line),

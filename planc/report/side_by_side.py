@@ -277,7 +277,7 @@ def _reason_text(first: Side, second: Side) -> str:
     difference = first.line.step - second.line.step
     word = "shorter" if difference < 0 else "longer"
     rows = [
-        (CLASS_NAMES[name], format_seconds(x), format_seconds(y), f"{100 * share:.0f} %")
+        (CLASS_NAMES[name], format_seconds(x), format_seconds(y), f"{round(100 * share)} %")
         for name, x, y, share in reasons(first, second)
         if x or y
     ]

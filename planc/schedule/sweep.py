@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from planc.cost.step import PriceBook, Step
-from planc.placement import Parallelism, largest_that_fits
+from planc.placement import Parallelism, largest_that_fits, step_tokens
 from planc.routing import Traffic
 from planc.schedule.estimate import Estimate, prefill_chunk, prefill_step
 from planc.schedule.simulate import Wiring

@@ -75,6 +75,32 @@ def test_the_prediction_in_words(run: Run) -> None:
 def test_a_written_plan_is_predicted_as_its_spec_is(run: Run) -> None:
     assert run("build", SPEC, "--figures", "none", "-o", "plan")[0] == 0
     assert parsed(run, "estimate", "plan") == parsed(run, "estimate", SPEC)
+    status, out, err = run("estimate", "plan", "--set", "workload.batch=8")  # it would be left aside without a word
+    assert (status, out) == (1, "") and "PLN406" in err and "--set" in err
+
+
+@pytest.mark.parametrize(
+    ("target", "verdict"),
+    [
+        ("{tpot: 1 s}", "target TPOT ≤ 1 s: reached\n"),
+        ("{tpot: 1 us}", "target TPOT ≤ 1 us: missed, and beyond the floor"),
+        ("{ttft: 1 us}", "target TTFT ≤ 1 us: missed, and beyond the floor"),
+        ("{tps: 1}", "target TPS ≥ 1: reached\n"),
+        ("{tps: 1000000}", "target TPS ≥ 1,000,000: missed, and beyond the floor"),
+    ],
+)
+def test_the_target_stands_beside_the_prediction(run: Run, target: str, verdict: str) -> None:
+    assert verdict in run("estimate", SPEC, "--set", f"target={target}")[1]
+    assert parsed(run, "estimate", SPEC)["target"] == {}
+
+
+def test_a_target_inside_the_interval(run: Run) -> None:
+    tpot, (low, high) = (found := parsed(run, "estimate", SPEC))["tpot_s"], found["intervals"]["tpot_s"]
+    for wanted, verdict in (((tpot + high) / 2, "reached"), ((low + tpot) / 2, "missed")):
+        target = parsed(run, "estimate", SPEC, "--set", f"target.tpot={1e6 * wanted:.6f} us")["target"]
+        assert target["tpot_s"]["verdict"] == f"{verdict}, but not by the whole interval"
+        per_second = parsed(run, "estimate", SPEC, "--set", f"target.tps={found['batch'] / wanted}")["target"]["tps"]
+        assert per_second["verdict"] == f"{verdict}, but not by the whole interval"
 
 
 def test_a_sweep(run: Run) -> None:
@@ -96,6 +122,7 @@ def test_the_best_batch(run: Run) -> None:
     assert best["simulated"] + best["pruned"] == best["steps"]
     status, out, err = run("estimate", SPEC, "--best", "--tpot", "1 ms")
     assert (status, out) == (1, "") and "PLN407" in err and "nearest: batch 8 with TPOT" in err and "floor" in err
+    assert "--> --tpot" in err  # the bound came from there
 
 
 def test_a_name_that_no_file_can_have(run: Run) -> None:
@@ -127,6 +154,12 @@ def test_a_name_that_no_file_can_have(run: Run) -> None:
         ("--sweep", "micro_batches=1..99999999"),
         ("--sweep", "batch=٣"),
         ("--best", "--tpot", "1e309 s"),
+        ("--tpot", "20ms"),
+        ("--ttft", "1 s"),
+        ("--best", "--sweep", "batch=8,16"),
+        ("--best", "--slow", "3=2"),
+        ("--sweep", "batch=8", "--slow", "3=2"),
+        ("--plot", "x.svg"),
     ],
 )
 def test_unusable_options(run: Run, arguments: tuple[str, ...]) -> None:
@@ -219,6 +252,7 @@ def test_help_is_quick_and_has_examples() -> None:
 def test_what_redundant_copies_recover(run: Run) -> None:
     found = parsed(run, "estimate", SPEC, "--slow", "3=2")["straggler"]
     assert found["redundant_copies"] == 0 and found["recovered_share"] == 0
+    assert "no expert has a second copy" in run("estimate", SPEC, "--slow", "3=2")[1]
     assert found["lost_s"] == pytest.approx(found["step_s"] - found["step_as_planned_s"])
     sets = ["--set", "cluster=h100-sxm-2x8", "--set", "parallelism={dp: 1, ep: 16}"]
     sets += ["--set", "expert_rule={slots_per_gpu: 1, spares: replicate}"]

@@ -47,7 +47,14 @@ def test_faults_are_sorted_and_said_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "hint"), [("expert_rul", "did you mean `expert_rule`?"), ("", ""), ("zzz", ""), ("x" * 10**6, "")]
+    ("word", "hint"),
+    [
+        ("expert_rul", "did you mean `expert_rule`?"),
+        ("exp", "did you mean `expert_rule`?"),
+        ("", ""),
+        ("zzz", ""),
+        ("x" * 10**6, ""),
+    ],
 )
 def test_closest(word: str, hint: str) -> None:
     assert closest(word, ["expert_rule", "placement"]) == hint
