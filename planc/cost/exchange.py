@@ -125,11 +125,13 @@ class Exchanges:
 
     def _shared_by_a_node(self, links: int) -> np.ndarray:
         """Copies of a token that are left when experts on one node share one across nodes, and experts on one GPU share
-        one inside (evenly drawn choices): a factor for every link, float [links]."""
+        one inside (evenly drawn choices): a factor for every link, float [links]. A gate that keeps to a token's best groups
+        keeps to their share of the nodes, where experts are placed in order."""
         moe, par, cluster = self.plan.spec.model.moe, self.plan.parallelism, self.plan.spec.cluster
         assert moe is not None
         nodes = max(1.0, len(np.unique(cluster.node_of_rank[: par.ep])))
-        factor = np.full(links, float(expected_targets(nodes, moe.top_k)) / moe.top_k)
+        reached = nodes * moe.top_groups / moe.groups if self.plan.spec.policy == "linear" else nodes
+        factor = np.full(links, float(expected_targets(max(1.0, reached), moe.top_k)) / moe.top_k)
         factor[: self.topology.first["nic_up"]] = self.shared_on_a_gpu(nodes)
         return factor
 
