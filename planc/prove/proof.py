@@ -31,6 +31,7 @@ class Proof:
     layers: dict[int, int]
     steps: int
     seed: int
+    sizes: dict[str, int] = field(default_factory=dict)
     ops: int = 0
     tokens: int = 0
     errors: dict[str, float] = field(default_factory=dict)
@@ -69,6 +70,7 @@ def prove(
     spec = small.draft.spec
     steps = steps if spec.workload.phase == "decode" else 1
     proof = Proof(plan.spec.name, small.draft.parallelism.world_size, small.layers, steps, seed)
+    proof.sizes = sizes_of(small)
     weights = Weights(spec.model, seed)
     held = holdings(small.draft, weights)
     run = _Run(small, weights, held, proof)
@@ -78,6 +80,21 @@ def prove(
         proof.faults.append((broken.op, broken.why))
     proof.seconds = time.perf_counter() - started
     return proof
+
+
+def sizes_of(small: Small) -> dict[str, int]:
+    """The small model's sizes by name; 0 where it has none."""
+    spec, model = small.draft.spec, small.draft.spec.model
+    return {
+        "hidden": model.hidden,
+        "heads": model.attention.heads,
+        "experts": model.moe.experts if model.moe else 0,
+        "top_k": model.moe.top_k if model.moe else 0,
+        "expert_width": model.moe.intermediate if model.moe else 0,
+        "vocab": model.vocab,
+        "batch": spec.workload.batch,
+        "isl": spec.workload.isl,
+    }
 
 
 class _Run:
@@ -102,6 +119,7 @@ class _Run:
             machine.planned = planned
             self.whole.forced = self._forced(machine) if planned and self.model.moe else None
             want = self.whole.step(np.concatenate(x), sequences)
+            self.logits = self.whole.logits(want) if self.model.vocab else want
             machine.check = self._check
             stream = machine.step(x)
             self.proof.ops, self.proof.tokens = machine.ops, machine.tokens
@@ -200,6 +218,8 @@ class _Run:
         local %= self.par.ep
         first = ((replica * self.groups + local // self.par.tp) * self.mb + block.micro_batch) * self.t
         if block.kind == "sample":
+            want = self.logits[self._last(first)]
+            self._error(block.kind, self._id(block, op), value, want)
             return
         name = f"L{block.layer}.{block.name.rpartition('.')[2]}"
         want = self.whole.seen.get(name)
@@ -228,19 +248,19 @@ class _Run:
             expected = self._collected(want)
             self._error("output_collect", "output_collect", have, expected)
             return None
-        work = self.spec.workload
-        logits = self.whole.logits(want)
-        if work.phase == "decode":
-            ids = logits.argmax(axis=1)
-            order = np.concatenate([np.arange(first, first + self.t) for first in self._stream_order()])
-        else:
-            ids = logits.argmax(axis=1)
-            last = np.minimum(np.arange(1, max(1, self.t // work.isl) + 1) * work.isl, self.t) - 1
-            order = np.concatenate([first + last for first in self._stream_order()])
+        ids = self.logits.argmax(axis=1)
+        order = np.concatenate([self._last(first) for first in self._stream_order()])
         have = np.concatenate(stream)
         if have.shape != ids[order].shape or (have != ids[order]).any():
             self.proof.faults.append(("output_collect", "the sampled ids differ from the model's"))
-        return ids if work.phase == "decode" else None
+        return ids if self.spec.workload.phase == "decode" else None
+
+    def _last(self, first: int) -> Array:
+        """Tokens that need logits, of the run that begins at ``first``: all, or of a prefill step the last of every prompt."""
+        work = self.spec.workload
+        if work.phase == "decode":
+            return np.arange(first, first + self.t)
+        return first + np.minimum(np.arange(1, max(1, self.t // work.isl) + 1) * work.isl, self.t) - 1
 
     def _stream_order(self) -> list[int]:
         """First tokens of the runs in the order in which they are collected: micro-batch by micro-batch; of each the first

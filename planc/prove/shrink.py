@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import gcd
 
-from planc.graph import EdgeBlock, OpBlock, PlanGraph, build_graph
+from planc.graph import EdgeBlock, OpBlock, PlanGraph, TensorType, build_graph
 from planc.placement import Parallelism, Placement, memory_table
 from planc.spec import Model, Spec
 from planc.verify import Draft, VerifiedPlan
@@ -159,7 +159,7 @@ def with_sizes(graph: PlanGraph, sizes: PlanGraph, layers: dict[int, int]) -> Pl
     return PlanGraph(tuple(blocks), tuple(tensors), graph.world_size)
 
 
-def _tensor(block: OpBlock, edge: EdgeBlock):
+def _tensor(block: OpBlock, edge: EdgeBlock) -> TensorType:
     return block.reads.get(edge.into, edge.tensor)
 
 
