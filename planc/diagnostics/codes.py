@@ -166,6 +166,11 @@ CODES: dict[str, Code] = {
         "the model's gate has no bias",
         "Without `gate_bias` in the model, engines add no bias when they choose experts; the result is what one would do.",
     ),
+    "PLN420": Code(
+        "needs torch",
+        "Proving a plan by real processes goes through torch.distributed: `pip install 'planc[prove]'`, or a CPU build of "
+        "torch (docs/prove.md). Without torch the plan is proved in one process.",
+    ),
     "PLN421": Code(
         "plan computes something else",
         "Run on small numbers, an op of the plan's graph does not give what the model run whole gives, or cannot run at all.",

@@ -75,7 +75,7 @@ class Machine:
         self.draft, self.graph, self.held, self.planned = draft, graph, held, planned
         self.par, self.model = draft.parallelism, draft.spec.model
         self.expanded: Expanded = expand(graph)
-        self.order = _order(graph)
+        self.order = program_order(graph)
         self.into: list[list[int]] = [[] for _ in graph.blocks]
         for number, edge in enumerate(graph.edges):
             self.into[edge.target].append(number)
@@ -98,7 +98,7 @@ class Machine:
             made = []
             for op in range(len(block)):
                 reads = {port: self._gather(number, op, port) for port in block.reads}
-                out = _KINDS[block.kind](self, number, op, reads)
+                out = KINDS[block.kind](self, number, op, reads)
                 for port, tensor in block.writes.items():
                     self._shape(block, op, port, tensor, out.get(port))
                 if block.kind == "output_collect":
@@ -151,7 +151,7 @@ class Machine:
                 if there in place:
                     found[place[there]].append(value)
                     if origin.kind != "input" and rank != there:
-                        self.moved.edges[edge.comm] = self.moved.edges.get(edge.comm, 0) + _size(
+                        self.moved.edges[edge.comm] = self.moved.edges.get(edge.comm, 0) + value_bytes(
                             value, edge.tensor.dtype
                         )
 
@@ -185,21 +185,22 @@ class Machine:
             group = self.graph.blocks[number].ranks.shape[1]
             self.moved.collectives[key] = np.zeros((group, group), dtype=np.int64)
         if source != target or self.graph.blocks[number].kind in ("dispatch", "combine"):
-            self.moved.collectives[key][source, target] += _size(value, dtype)
+            self.moved.collectives[key][source, target] += value_bytes(value, dtype)
 
     def one(self, reads: dict[str, Members], port: str) -> Value:
         """What a local op reads on a port, once."""
         return reads[port][0][0]
 
 
-def _size(value: Value, dtype: str) -> int:
+def value_bytes(value: Value, dtype: str) -> int:
+    """Bytes of a value at a dtype of the spec."""
     array = (
         value.values if isinstance(value, Rows) else value.tokens if isinstance(value, Routed) else np.asarray(value)
     )
     return int(array.size) * DTYPE_BYTES[dtype]
 
 
-def _order(graph: PlanGraph) -> list[int]:
+def program_order(graph: PlanGraph) -> list[int]:
     """Blocks in an order in which everything is written before it is read."""
     waiting = [0] * len(graph.blocks)
     for edge in graph.edges:
@@ -377,7 +378,7 @@ def _dispatch(m: Machine, number: int, op: int, reads: Reads) -> Out:
     """Every choice of every token to a copy of its expert: copies take equal parts of an expert's tokens, in the order of
     sources."""
     block = m.graph.blocks[number]
-    copies = _copies(m, number, op)
+    copies = dispatch_copies(m.graph, number, op)
     wanted: dict[int, list[tuple[int, int, int]]] = {}
     tokens: dict[int, Array] = {}
     for member, values in enumerate(reads["tokens"]):
@@ -408,14 +409,14 @@ def _dispatch(m: Machine, number: int, op: int, reads: Reads) -> Out:
     return {"tokens": out}
 
 
-def _copies(m: Machine, number: int, op: int) -> dict[int, list[list[int]]]:
+def dispatch_copies(graph: PlanGraph, number: int, op: int) -> dict[int, list[list[int]]]:
     """Expert -> its copies in this EP group, each the members that hold its shards, from the expert ops that read this
     dispatch."""
-    place = {int(rank): n for n, rank in enumerate(m.graph.blocks[number].ranks[op])}
+    place = {int(rank): n for n, rank in enumerate(graph.blocks[number].ranks[op])}
     found: dict[int, list[int]] = {}
     width = 1
-    for edge in m.graph.edges:
-        target = m.graph.blocks[edge.target]
+    for edge in graph.edges:
+        target = graph.blocks[edge.target]
         if edge.source == number and target.kind == "expert" and target.experts is not None:
             width = target.split
             for rank, expert in zip(target.ranks[:, 0].tolist(), target.experts.tolist(), strict=True):
@@ -574,7 +575,7 @@ def _output_collect(m: Machine, number: int, op: int, reads: Reads) -> Out:
     return {}
 
 
-_KINDS: dict[str, Callable[[Machine, int, int, Reads], Out]] = {
+KINDS: dict[str, Callable[[Machine, int, int, Reads], Out]] = {
     "input": _input,
     "input_split": _input_split,
     "embed": _embed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,11 +31,13 @@ class Held:
         return {name[size:]: array for name, array in self.weights.get(item, {}).items() if name.startswith(prefix)}
 
 
-def holdings(draft: Draft, weights: Weights) -> list[Held]:
-    """What every rank holds, in the order of ranks."""
+def holdings(draft: Draft, weights: Weights, ranks: Collection[int] | None = None) -> list[Held]:
+    """What every rank holds, in the order of ranks; with ``ranks`` the others hold nothing."""
     spec, par, model = draft.spec, draft.parallelism, draft.spec.model
     held = [Held() for _ in range(par.world_size)]
     for rank, one in enumerate(held):
+        if ranks is not None and rank not in ranks:
+            continue
         stage, local = divmod(rank % par.replica_size, par.ep)
         shard = local % par.tp
         first, end = par.stages[stage]

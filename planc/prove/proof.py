@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from planc.graph import OpBlock
+from planc.graph import OpBlock, PlanGraph
 from planc.placement import step_tokens
 from planc.prove.execute import Broken, Machine, planned_choices
 from planc.prove.holdings import Held, held_bytes, holdings
@@ -73,7 +73,7 @@ def prove(
     proof.sizes = sizes_of(small)
     weights = Weights(spec.model, seed)
     held = holdings(small.draft, weights)
-    run = _Run(small, weights, held, proof)
+    run = Run(small, weights, held, proof)
     try:
         run.all_steps(steps)
     except Broken as broken:
@@ -97,7 +97,7 @@ def sizes_of(small: Small) -> dict[str, int]:
     }
 
 
-class _Run:
+class Run:
     """One proof under way."""
 
     def __init__(self, small: Small, weights: Weights, held: list[Held], proof: Proof) -> None:
@@ -110,23 +110,23 @@ class _Run:
 
     def all_steps(self, steps: int) -> None:
         """Every step on both sides."""
-        sequences = self._sequences()
-        self._memory()
-        x = self._input(0)
+        sequences = self.sequences()
+        self.memory(held_bytes(self.draft, self.held))
+        x = self.input(0)
         machine = Machine(self.draft, self.small.graph, self.held, planned=True)
         for step in range(steps):
             planned = step == 0
             machine.planned = planned
-            self.whole.forced = self._forced(machine) if planned and self.model.moe else None
+            self.whole.forced = self.forced(machine) if planned and self.model.moe else None
             want = self.whole.step(np.concatenate(x), sequences)
             self.logits = self.whole.logits(want) if self.model.vocab else want
-            machine.check = self._check
+            machine.check = self.check
             stream = machine.step(x)
             self.proof.ops, self.proof.tokens = machine.ops, machine.tokens
             if planned:
-                self._bytes(machine)
-            ids = self._output(want, stream)
-            x = self._input(step + 1) if ids is None else self._again(ids)
+                self.moved(machine.graph, machine.moved.collectives)
+            ids = self.output(want, stream)
+            x = self.input(step + 1) if ids is None else self.again(ids)
             if self.proof.faults:
                 return
 
@@ -137,7 +137,7 @@ class _Run:
         """TP groups of a replica."""
         return self.par.attention_dp
 
-    def _input(self, step: int) -> list[Array]:
+    def input(self, step: int) -> list[Array]:
         """The batch of every replica: ids, or hidden states."""
         count = self.groups * self.mb * self.t
         rng = np.random.default_rng([self.proof.seed, step])
@@ -145,7 +145,7 @@ class _Run:
             return [rng.integers(0, self.model.vocab, count) for _ in range(self.par.dp)]
         return [rng.normal(size=(count, self.model.hidden)) for _ in range(self.par.dp)]
 
-    def _again(self, ids: Array) -> list[Array]:
+    def again(self, ids: Array) -> list[Array]:
         """Sampled ids as the next step's input."""
         return list(ids.reshape(self.par.dp, -1))
 
@@ -156,7 +156,7 @@ class _Run:
                 for mb in range(self.mb):
                     yield d, g, mb, ((d * self.groups + g) * self.mb + mb) * self.t
 
-    def _sequences(self) -> list[tuple[Sequence, slice]]:
+    def sequences(self) -> list[tuple[Sequence, slice]]:
         """Sequences of the model whole, with the contexts that they and the ranks' caches begin with."""
         found: list[tuple[Sequence, slice]] = []
         decode = self.spec.workload.phase == "decode"
@@ -201,7 +201,7 @@ class _Run:
                     pair.append(kept)
                 self.held[rank].cache[mb, layer] = pair
 
-    def _forced(self, machine: Machine) -> dict[int, Array]:
+    def forced(self, machine: Machine) -> dict[int, Array]:
         """The planned choices of all tokens, by layer."""
         count = self.par.dp * self.groups * self.mb * self.t
         chosen = np.zeros((count, self.model.moe.top_k if self.model.moe else 1), dtype=int)
@@ -211,7 +211,7 @@ class _Run:
 
     # --- comparing ----------------------------------------------------------------------------------------------
 
-    def _check(self, block: OpBlock, op: int, value: Array) -> None:
+    def check(self, block: OpBlock, op: int, value: Array) -> None:
         """An op's value against the same tokens of the model whole."""
         rank = int(block.ranks[op, 0])
         replica, local = divmod(rank, self.par.replica_size)
@@ -241,7 +241,7 @@ class _Run:
         if not error <= TOLERANCE and len(self.proof.faults) < 20:
             self.proof.faults.append((name, f"differs from the model by {error:.2g} (relative)"))
 
-    def _output(self, want: Array, stream: list[Any]) -> Array | None:
+    def output(self, want: Array, stream: list[Any]) -> Array | None:
         """The stream that leaves, against the model's output; ids of the next step where there is a vocabulary."""
         if not self.model.vocab:
             have = np.concatenate(stream)
@@ -277,33 +277,33 @@ class _Run:
 
     # --- bytes --------------------------------------------------------------------------------------------------
 
-    def _bytes(self, machine: Machine) -> None:
+    def moved(self, graph: PlanGraph, matrices: Mapping[tuple[int, int], np.ndarray]) -> None:
         """Bytes of every collective op against the plan's byte matrix of it, and of edges between ranks."""
         from planc.graph.traffic import byte_matrix
 
         draft = self.draft
         moved: dict[str, int] = {}
         planned: dict[str, int] = {}
-        for number, block in enumerate(machine.graph.blocks):
+        for number, block in enumerate(graph.blocks):
             if not block.collective or block.kind == "input_split":
                 continue
             for op in range(len(block)):
                 like = draft.blocks.blocks[draft.blocks.by_name[block.name]]
                 want = byte_matrix(draft.spec, draft.parallelism, draft.placement, like, op)
-                have = machine.moved.collectives.get((number, op), np.zeros_like(want))
+                have = matrices.get((number, op), np.zeros_like(want))
                 moved[block.kind] = moved.get(block.kind, 0) + int(have.sum())
                 planned[block.kind] = planned.get(block.kind, 0) + int(want.sum())
                 if have.shape != want.shape or (have != want).any():
-                    name = machine.name(number, op)
+                    name = graph.op_id(number, op)
                     self.proof.faults.append(
                         (name, f"moves {int(have.sum())} bytes, not the {int(want.sum())} of the plan, or others")
                     )
         self.proof.bytes_moved, self.proof.bytes_planned = moved, planned
 
-    def _memory(self) -> None:
-        """Bytes held against the memory table."""
+    def memory(self, held: Mapping[str, np.ndarray]) -> None:
+        """Bytes held, by item and rank, against the memory table."""
         items = self.draft.memory.items
-        for item, size in held_bytes(self.draft, self.held).items():
+        for item, size in held.items():
             wrong = np.flatnonzero(size != items[item])
             if len(wrong) and not (item == "kv_cache" and self.spec.workload.phase == "prefill"):
                 rank = int(wrong[0])
