@@ -8,6 +8,7 @@ import numpy as np
 
 from planc.placement.memory import padded_width, unquantized_bytes
 from planc.prove.model import Array, Weights
+from planc.spec import Model
 from planc.verify import Draft
 
 
@@ -29,10 +30,19 @@ class Held:
         size = len(prefix)
         return {name[size:]: array for name, array in self.weights.get(item, {}).items() if name.startswith(prefix)}
 
+    def head(self, model: Model, shard: int, tp: int) -> Array:
+        """This rank's columns of the head, padded to whole shards; of the embedding where that is the head and held here."""
+        own = self.weights.get("head", {}).get("w")
+        if own is not None:
+            return own
+        if not model.tied_embeddings:
+            raise LookupError("no head is held here")
+        return head_shard(self.weights["embedding"]["table"].T, shard, tp)
+
 
 def holdings(draft: Draft, weights: Weights) -> list[Held]:
     """What every rank holds, in the order of ranks."""
-    spec, par, model = draft.spec, draft.parallelism, draft.spec.model
+    par, model = draft.parallelism, draft.spec.model
     held = [Held() for _ in range(par.world_size)]
     for rank, one in enumerate(held):
         stage, local = divmod(rank % par.replica_size, par.ep)
@@ -65,13 +75,17 @@ def holdings(draft: Draft, weights: Weights) -> list[Held]:
             final = weights.norm("final")
             if final is not None:
                 one.put("norms", "final.", {"final": final})
-            if model.vocab:
-                width = padded_width(model.vocab, par.tp)
-                padded = np.zeros((model.hidden, width * par.tp))
-                padded[:, : model.vocab] = weights.head()
-                one.put("head", "", {"w": padded[:, shard * width : (shard + 1) * width]})
-    del spec
+            if model.vocab and not (model.tied_embeddings and par.pp == 1):
+                one.put("head", "", {"w": head_shard(weights.head(), shard, par.tp)})
     return held
+
+
+def head_shard(whole: Array, shard: int, tp: int) -> Array:
+    """A rank's columns of the head [h, vocab], zeros where tp does not divide the vocabulary."""
+    width = padded_width(whole.shape[1], tp)
+    padded = np.zeros((len(whole), width * tp))
+    padded[:, : whole.shape[1]] = whole
+    return padded[:, shard * width : (shard + 1) * width]
 
 
 def _part(array: Array, shard: int, split: int, axis: int) -> Array:

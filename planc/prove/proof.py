@@ -67,7 +67,9 @@ def prove(
     started = time.perf_counter()
     small = shrink(plan, layers=layers, tokens=tokens, scale=scale)
     spec = small.draft.spec
-    steps = steps if spec.workload.phase == "decode" else 1
+    if spec.workload.phase == "prefill":  # the chunks of a prompt are steps too
+        whole = spec.workload.isl // step_tokens(spec, small.draft.parallelism).group
+        steps = min(steps, whole) if spec.workload.prefill_chunk and whole else 1
     proof = Proof(plan.spec.name, small.draft.parallelism.world_size, small.layers, steps, seed)
     weights = Weights(spec.model, seed)
     held = holdings(small.draft, weights)
@@ -90,6 +92,7 @@ class _Run:
         self.t = step_tokens(self.spec, self.par).group
         self.mb = self.spec.workload.micro_batches
         self.whole = Whole(weights)
+        self.logits: Array = np.zeros((0, 0))
 
     def all_steps(self, steps: int) -> None:
         """Every step on both sides."""
@@ -102,6 +105,8 @@ class _Run:
             machine.planned = planned
             self.whole.forced = self._forced(machine) if planned and self.model.moe else None
             want = self.whole.step(np.concatenate(x), sequences)
+            if self.model.vocab:
+                self.logits = self.whole.logits(want)
             machine.check = self._check
             stream = machine.step(x)
             self.proof.ops, self.proof.tokens = machine.ops, machine.tokens
@@ -148,26 +153,25 @@ class _Run:
             for start in range(0, self.t, width):
                 part = slice(first + start, first + min(self.t, start + width))
                 mine.append((Sequence(), part))
-            if decode:
-                self._contexts(d, g, mb, [one for one, _ in mine])
+            self._contexts(d, g, mb, [one for one, _ in mine])
             found += mine
         return found
 
     def _contexts(self, d: int, g: int, mb: int, sequences: list[Sequence]) -> None:
         """Drawn keys and values of earlier tokens, whole for the model and in shards for the ranks of the TP group."""
         a, par, work = self.model.attention, self.par, self.spec.workload
-        room = work.context
+        room, before = work.context, work.isl if work.phase == "decode" else 0
         for layer in range(self.model.layers):
             shapes = (
                 ((a.kv_lora_rank,), (a.qk_rope_head_dim,)) if a.kind == "mla" else ((a.kv_head_count, a.head_dim),) * 2
             )
             drawn_ = [
-                drawn(self.proof.seed, f"cache {part} {layer} {d} {g} {mb}", len(sequences), work.isl, *shape)
+                drawn(self.proof.seed, f"cache {part} {layer} {d} {g} {mb}", len(sequences), before, *shape)
                 for part, shape in enumerate(shapes)
             ]
             for n, sequence in enumerate(sequences):
                 sequence.cache[layer] = drawn_[0][n], drawn_[1][n]
-                sequence.length = work.isl
+                sequence.length = before
             stage = par.stage_of_layer(layer)
             for shard in range(par.tp):
                 rank = int(par.stage_ranks(stage)[d, g * par.tp + shard])
@@ -179,7 +183,7 @@ class _Run:
                         low, size = (shard * kv // par.tp, max(1, kv // par.tp))
                         part = array[:, :, low : low + size]
                     kept = np.zeros((len(sequences), room, *part.shape[2:]))
-                    kept[:, : work.isl] = part
+                    kept[:, :before] = part
                     pair.append(kept)
                 self.held[rank].cache[mb, layer] = pair
 
@@ -200,6 +204,7 @@ class _Run:
         local %= self.par.ep
         first = ((replica * self.groups + local // self.par.tp) * self.mb + block.micro_batch) * self.t
         if block.kind == "sample":
+            self._error(block.kind, self._id(block, op), value, self.logits[first + self._last])
             return
         name = f"L{block.layer}.{block.name.rpartition('.')[2]}"
         want = self.whole.seen.get(name)
@@ -228,19 +233,20 @@ class _Run:
             expected = self._collected(want)
             self._error("output_collect", "output_collect", have, expected)
             return None
-        work = self.spec.workload
-        logits = self.whole.logits(want)
-        if work.phase == "decode":
-            ids = logits.argmax(axis=1)
-            order = np.concatenate([np.arange(first, first + self.t) for first in self._stream_order()])
-        else:
-            ids = logits.argmax(axis=1)
-            last = np.minimum(np.arange(1, max(1, self.t // work.isl) + 1) * work.isl, self.t) - 1
-            order = np.concatenate([first + last for first in self._stream_order()])
+        ids = self.logits.argmax(axis=1)
+        wanted = ids[np.concatenate([first + self._last for first in self._stream_order()])]
         have = np.concatenate(stream)
-        if have.shape != ids[order].shape or (have != ids[order]).any():
+        if have.shape != wanted.shape or (have != wanted).any():
             self.proof.faults.append(("output_collect", "the sampled ids differ from the model's"))
-        return ids if work.phase == "decode" else None
+        return ids if self.spec.workload.phase == "decode" else None
+
+    @property
+    def _last(self) -> Array:
+        """Of a run's tokens those that need logits: all of a decode step, of a prefill step the last of every prompt."""
+        if self.spec.workload.phase == "decode":
+            return np.arange(self.t)
+        isl = self.spec.workload.isl
+        return np.minimum(np.arange(1, max(1, self.t // isl) + 1) * isl, self.t) - 1
 
     def _stream_order(self) -> list[int]:
         """First tokens of the runs in the order in which they are collected: micro-batch by micro-batch; of each the first
@@ -285,7 +291,7 @@ class _Run:
         items = self.draft.memory.items
         for item, size in held_bytes(self.draft, self.held).items():
             wrong = np.flatnonzero(size != items[item])
-            if len(wrong) and not (item == "kv_cache" and self.spec.workload.phase == "prefill"):
+            if len(wrong):
                 rank = int(wrong[0])
                 why = f"rank {rank} holds {size[rank]} bytes, where the memory table has {items[item][rank]}"
                 self.proof.faults.append((item, why))

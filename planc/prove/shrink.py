@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import gcd
 
-from planc.graph import EdgeBlock, OpBlock, PlanGraph, build_graph
-from planc.placement import Parallelism, Placement, memory_table
+from planc.graph import EdgeBlock, OpBlock, PlanGraph, TensorType, build_graph
+from planc.placement import Parallelism, Placement, memory_table, step_tokens
 from planc.spec import Model, Spec
 from planc.verify import Draft, VerifiedPlan
 
@@ -44,11 +44,13 @@ def sample_layers(plan: VerifiedPlan | Draft, each: int) -> list[int]:
     """Layers that stand for all: of every kind (dense or MoE, stage, placement) the first ``each``, and of every stage at
     least one."""
     par, kept = plan.parallelism, []
-    seen: dict[tuple[int, object], int] = {}
+    seen: dict[tuple[int, object, bool], int] = {}
     for layer in range(plan.spec.model.layers):
         part = plan.placement.layers.get(layer)
         place = None if part is None else (part.expert.tobytes(), part.rank.tobytes(), part.slot.tobytes())
-        key = (par.stage_of_layer(layer), place)
+        # the graph ends differently after a dense layer where no head follows
+        ends = place is None and layer == plan.spec.model.layers - 1 and not plan.spec.model.vocab
+        key = (par.stage_of_layer(layer), place, ends)
         seen[key] = seen.get(key, 0) + 1
         if seen[key] <= each:
             kept.append(layer)
@@ -111,13 +113,29 @@ def small_spec(spec: Spec, par: Parallelism, kept: list[int], tokens: int, scale
     group = tokens * (1 if par.leaders_gate else tp) * work.micro_batches
     small_work = {"batch": group * par.dp * par.attention_dp, "isl": 5, "osl": 3, "prefill_chunk": 0}
     if work.phase == "prefill":
-        small_work |= {"isl": group, "batch": par.dp * par.attention_dp}
+        small_work |= _prompts(spec, par, group)
     fields = {
         name: getattr(model, name) for name in Model.model_fields
     } | changes  # made anew: copies keep what was derived
     return spec.model_copy(
         update={"model": Model.model_construct(**fields), "workload": work.model_copy(update=small_work)}
     )
+
+
+def _prompts(spec: Spec, par: Parallelism, group: int) -> dict[str, int]:
+    """Prompts for a prefill step of ``group`` tokens in a TP group: whole ones, several side by side, or a chunk of one, as in
+    the plan."""
+    work = spec.workload
+    had, t = step_tokens(spec, par).group, group // work.micro_batches
+    isl, chunk = group, 0
+    if work.prefill_chunk and had > work.isl:
+        isl, chunk = max(1, t // 2), group
+        if had % work.isl and t > 2:
+            isl += 1  # the last prompt is cut short
+    elif work.prefill_chunk and had < work.isl:
+        isl, chunk = 2 * group, group
+    prompts = par.dp * par.attention_dp * work.micro_batches * -(-t // isl)
+    return {"isl": isl, "prefill_chunk": chunk, "batch": prompts}
 
 
 def with_sizes(graph: PlanGraph, sizes: PlanGraph, layers: dict[int, int]) -> PlanGraph:
@@ -159,7 +177,7 @@ def with_sizes(graph: PlanGraph, sizes: PlanGraph, layers: dict[int, int]) -> Pl
     return PlanGraph(tuple(blocks), tuple(tensors), graph.world_size)
 
 
-def _tensor(block: OpBlock, edge: EdgeBlock):
+def _tensor(block: OpBlock, edge: EdgeBlock) -> TensorType:
     return block.reads.get(edge.into, edge.tensor)
 
 
