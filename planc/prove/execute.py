@@ -31,6 +31,10 @@ class Broken(Exception):
         self.op, self.why = op, why
 
 
+#: what Python raises where a plan that was not verified asks for what cannot be
+WRONG = (ArithmeticError, AssertionError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
+
+
 @dataclass
 class Routed:
     """Tokens on their way out: what a gate hands to dispatch."""
@@ -118,7 +122,7 @@ class Machine:
         """One op. What arrives may be anything, as the plan may be wrong: an op that cannot compute with it says so."""
         try:
             return _KINDS[self.graph.blocks[number].kind](self, number, op, reads)
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except WRONG as error:
             why = f"cannot compute with what arrives ({type(error).__name__}: {error})"
             raise Broken(self.name(number, op), why) from error
 
@@ -264,6 +268,7 @@ def _input_split(m: Machine, number: int, op: int, reads: Reads) -> Out:
     out = []
     for n in range(block.ranks.shape[1]):
         mine = part[n // m.par.tp * size : (n // m.par.tp + 1) * size]
+        m.send(number, op, 0, n, mine, block.writes["x"].dtype)
         out.append(mine)
     return {"x": out}
 
@@ -283,8 +288,8 @@ def _norm(m: Machine, number: int, op: int, x: Array, which: str) -> Array:
     if m.model.norm == "none":
         return x
     layer = m.graph.blocks[number].layer
-    prefix = f"L{layer}.{which}" if layer is not None else "final.final"
-    return rms(x, next(iter(_need(m, number, op, "norms", prefix).values())))
+    prefix = f"L{layer}.{which}" if layer is not None else "final"
+    return rms(x, _need(m, number, op, "norms", prefix)[""])
 
 
 def _embed(m: Machine, number: int, op: int, reads: Reads) -> Out:

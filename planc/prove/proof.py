@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from planc.graph import OpBlock
+from planc.graph import OpBlock, expand
 from planc.placement import step_tokens
-from planc.prove.execute import Broken, Machine, planned_choices
+from planc.prove.execute import WRONG, Broken, Machine, planned_choices
 from planc.prove.holdings import Held, held_bytes, holdings
 from planc.prove.model import Array, Sequence, Weights, Whole, drawn
 from planc.prove.shrink import Small, shrink
@@ -65,21 +65,26 @@ def prove(
     the first routes as the plan counts (then bytes must be equal) and the others as the gate decides.
     """
     started = time.perf_counter()
+    proof = Proof(plan.spec.name, plan.parallelism.world_size, {}, steps, seed)
+    try:
+        _prove(plan, proof, layers, tokens, scale)
+    except Broken as broken:
+        proof.faults.append((broken.op, broken.why))
+    except WRONG as error:  # a draft that was not verified may be anything
+        proof.faults.append(("plan", f"cannot be run ({type(error).__name__}: {error})"))
+    proof.seconds = time.perf_counter() - started
+    return proof
+
+
+def _prove(plan: VerifiedPlan | Draft, proof: Proof, layers: int, tokens: int, scale: int) -> None:
     small = shrink(plan, layers=layers, tokens=tokens, scale=scale)
     spec = small.draft.spec
     if spec.workload.phase == "prefill":  # the chunks of a prompt are steps too
         whole = spec.workload.isl // step_tokens(spec, small.draft.parallelism).group
-        steps = min(steps, whole) if spec.workload.prefill_chunk and whole else 1
-    proof = Proof(plan.spec.name, small.draft.parallelism.world_size, small.layers, steps, seed)
-    weights = Weights(spec.model, seed)
-    held = holdings(small.draft, weights)
-    run = _Run(small, weights, held, proof)
-    try:
-        run.all_steps(steps)
-    except Broken as broken:
-        proof.faults.append((broken.op, broken.why))
-    proof.seconds = time.perf_counter() - started
-    return proof
+        proof.steps = min(proof.steps, whole) if spec.workload.prefill_chunk and whole else 1
+    proof.layers = small.layers
+    weights = Weights(spec.model, proof.seed)
+    _Run(small, weights, holdings(small.draft, weights), proof).all_steps(proof.steps)
 
 
 class _Run:
@@ -271,7 +276,7 @@ class _Run:
         moved: dict[str, int] = {}
         planned: dict[str, int] = {}
         for number, block in enumerate(machine.graph.blocks):
-            if not block.collective or block.kind == "input_split":
+            if not block.collective:
                 continue
             for op in range(len(block)):
                 like = draft.blocks.blocks[draft.blocks.by_name[block.name]]
@@ -284,7 +289,25 @@ class _Run:
                     self.proof.faults.append(
                         (name, f"moves {int(have.sum())} bytes, not the {int(want.sum())} of the plan, or others")
                     )
+        for comm, size in machine.moved.edges.items():
+            moved[f"{comm} edges"] = size
+        for comm, size in self._edge_bytes().items():
+            planned[f"{comm} edges"] = size
         self.proof.bytes_moved, self.proof.bytes_planned = moved, planned
+
+    def _edge_bytes(self) -> dict[str, int]:
+        """Planned bytes of edges between ranks, outside collectives."""
+        graph, found = self.draft.blocks, dict[str, int]()
+        whole = expand(graph)
+        for number, edge in enumerate(graph.edges):
+            if edge.comm not in ("pp", "dp") or graph.blocks[edge.source].kind in ("input", "input_split"):
+                continue
+            source, target = whole.pairs(number)
+            away = graph.blocks[edge.source].ranks[source, 0] != graph.blocks[edge.target].ranks[target, 0]
+            size = int(whole.edge_bytes(number)[away].sum())
+            if size:
+                found[edge.comm] = found.get(edge.comm, 0) + size
+        return found
 
     def _memory(self) -> None:
         """Bytes held against the memory table."""

@@ -48,8 +48,8 @@ def sample_layers(plan: VerifiedPlan | Draft, each: int) -> list[int]:
     for layer in range(plan.spec.model.layers):
         part = plan.placement.layers.get(layer)
         place = None if part is None else (part.expert.tobytes(), part.rank.tobytes(), part.slot.tobytes())
-        # the graph ends differently after a dense layer where no head follows
-        ends = place is None and layer == plan.spec.model.layers - 1 and not plan.spec.model.vocab
+        # where no head follows, the last layer is unlike others: what it writes is read by output_collect alone
+        ends = layer == plan.spec.model.layers - 1 and not plan.spec.model.vocab
         key = (par.stage_of_layer(layer), place, ends)
         seen[key] = seen.get(key, 0) + 1
         if seen[key] <= each:
