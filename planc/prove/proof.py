@@ -77,7 +77,7 @@ def prove(
 
 
 def _prove(plan: VerifiedPlan | Draft, proof: Proof, layers: int, tokens: int, scale: int) -> None:
-    small = shrink(plan, layers=layers, tokens=tokens, scale=scale)
+    small = shrink(plan, layers=layers, tokens=tokens, scale=scale, steps=proof.steps)
     spec = small.draft.spec
     if spec.workload.phase == "prefill":  # the chunks of a prompt are steps too
         whole = spec.workload.isl // step_tokens(spec, small.draft.parallelism).group

@@ -29,11 +29,14 @@ class Small:
     layers: dict[int, int]
 
 
-def shrink(plan: VerifiedPlan | Draft, *, layers: int = LAYERS, tokens: int = 2, scale: int = 1) -> Small:
+def shrink(
+    plan: VerifiedPlan | Draft, *, layers: int = LAYERS, tokens: int = 2, scale: int = 1, steps: int = 3
+) -> Small:
     """A plan on small numbers. ``layers``: how many are kept of those alike; ``tokens``: of a gating source, in units of
-    what its degrees ask for; ``scale``: multiplies hidden size, heads and widths."""
+    what its degrees ask for; ``scale``: multiplies hidden size, heads and widths; ``steps``: for which the KV cache has
+    room."""
     kept = sample_layers(plan, layers)
-    spec = small_spec(plan.spec, plan.parallelism, kept, tokens, scale)
+    spec = small_spec(plan.spec, plan.parallelism, kept, tokens, scale, steps)
     par, placement = small_parts(plan, kept)
     draft = Draft(spec, par, {}, placement, memory_table(spec, par, placement), build_graph(spec, par, placement))
     names = dict(enumerate(kept))
@@ -71,7 +74,7 @@ def small_parts(plan: VerifiedPlan | Draft, kept: list[int]) -> tuple[Parallelis
     return small, Placement(small, parts, plan.placement.rounds, plan.placement.relaxed)
 
 
-def small_spec(spec: Spec, par: Parallelism, kept: list[int], tokens: int, scale: int) -> Spec:
+def small_spec(spec: Spec, par: Parallelism, kept: list[int], tokens: int, scale: int, steps: int = 3) -> Spec:
     """The spec on small numbers."""
     model, a, tp = spec.model, spec.model.attention, par.tp
     changes: dict[str, object] = {}
@@ -111,7 +114,7 @@ def small_spec(spec: Spec, par: Parallelism, kept: list[int], tokens: int, scale
         changes["vocab"] = VOCAB * tp - (1 if model.vocab % tp else 0)
     work = spec.workload
     group = tokens * (1 if par.leaders_gate else tp) * work.micro_batches
-    small_work = {"batch": group * par.dp * par.attention_dp, "isl": 5, "osl": 3, "prefill_chunk": 0}
+    small_work = {"batch": group * par.dp * par.attention_dp, "isl": 5, "osl": max(3, steps), "prefill_chunk": 0}
     if work.phase == "prefill":
         small_work |= _prompts(spec, par, group)
     fields = {
