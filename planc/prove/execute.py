@@ -87,7 +87,9 @@ class Machine:
         for number, edge in enumerate(graph.edges):
             self.into[edge.target].append(number)
         self.sources = [_sources(self.expanded, number) for number in range(len(graph.edges))]
-        self.places = {id(b.ranks): [{r: n for n, r in enumerate(row)} for row in b.ranks.tolist()] for b in graph.blocks}
+        self.places = {
+            id(b.ranks): [{r: n for n, r in enumerate(row)} for row in b.ranks.tolist()] for b in graph.blocks
+        }
         self.copies = _copies(graph, self.places)
         self.length = draft.spec.workload.isl if draft.spec.workload.phase == "decode" else 0
         self.moved = Moved()
@@ -253,6 +255,7 @@ def _sources(whole: Expanded, number: int) -> dict[int, list[int]]:
 
 
 # --- the kinds -------------------------------------------------------------------------------------------------------
+
 
 def _input(m: Machine, number: int, op: int, reads: Reads) -> Out:
     return {"batch": m.batch}

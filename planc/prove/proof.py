@@ -272,23 +272,26 @@ class _Run:
         """Bytes of every collective op against the plan's byte matrix of it, and of edges between ranks."""
         from planc.graph.traffic import byte_matrix
 
-        draft = self.draft
+        draft, graph = self.draft, machine.graph
         moved: dict[str, int] = {}
         planned: dict[str, int] = {}
-        for number, block in enumerate(machine.graph.blocks):
-            if not block.collective:
-                continue
-            for op in range(len(block)):
-                like = draft.blocks.blocks[draft.blocks.by_name[block.name]]
-                want = byte_matrix(draft.spec, draft.parallelism, draft.placement, like, op)
-                have = machine.moved.collectives.get((number, op), np.zeros_like(want))
-                moved[block.kind] = moved.get(block.kind, 0) + int(have.sum())
-                planned[block.kind] = planned.get(block.kind, 0) + int(want.sum())
-                if have.shape != want.shape or (have != want).any():
-                    name = machine.name(number, op)
-                    self.proof.faults.append(
-                        (name, f"moves {int(have.sum())} bytes, not the {int(want.sum())} of the plan, or others")
-                    )
+        for block in draft.blocks.blocks:
+            if block.collective:
+                for op in range(len(block)):
+                    want = byte_matrix(draft.spec, draft.parallelism, draft.placement, block, op)
+                    planned[block.kind] = planned.get(block.kind, 0) + int(want.sum())
+        for (number, op), have in sorted(machine.moved.collectives.items()):
+            block = graph.blocks[number]
+            moved[block.kind] = moved.get(block.kind, 0) + int(have.sum())
+            there = draft.blocks.by_name.get(block.name)
+            if there is None:
+                want = np.zeros_like(have)
+            else:
+                want = byte_matrix(draft.spec, draft.parallelism, draft.placement, draft.blocks.blocks[there], op)
+            if have.shape != want.shape or (have != want).any():
+                why = f"moves {int(have.sum())} bytes, not the {int(want.sum())} of the plan, or others"
+                self.proof.faults.append((machine.name(number, op), why))
+        moved |= dict.fromkeys(planned.keys() - moved.keys(), 0)
         for comm, size in machine.moved.edges.items():
             moved[f"{comm} edges"] = size
         for comm, size in self._edge_bytes().items():

@@ -145,7 +145,7 @@ def with_sizes(graph: PlanGraph, sizes: PlanGraph, layers: dict[int, int]) -> Pl
     """The ops and edges of ``graph`` in the kept layers, with tensors and row counts of the blocks of the same names in
     ``sizes``; the residual stream of a kept layer is that of the kept layer before it."""
     back = {old: new for new, old in layers.items()}
-    renamed: dict[str, OpBlock] = {}
+    alike = {_likeness(block, block.layer): block for block in sizes.blocks}
     index: dict[int, int] = {}
     blocks: list[OpBlock] = []
     for number, block in enumerate(graph.blocks):
@@ -155,7 +155,7 @@ def with_sizes(graph: PlanGraph, sizes: PlanGraph, layers: dict[int, int]) -> Pl
         if block.layer is not None:
             layer = back[block.layer]
             name = name.replace(f"L{block.layer}.", f"L{layer}.", 1)
-        like = sizes.blocks[sizes.by_name[name]] if name in sizes.by_name else None
+        like = sizes.blocks[sizes.by_name[name]] if name in sizes.by_name else alike.get(_likeness(block, layer))
         index[number] = len(blocks)
         rows = block.rows
         if like is not None and block.rows is not None and like.rows is not None and len(like) == len(block):
@@ -168,7 +168,6 @@ def with_sizes(graph: PlanGraph, sizes: PlanGraph, layers: dict[int, int]) -> Pl
             writes=dict(like.writes) if like is not None and set(like.writes) == set(block.writes) else block.writes,
             rows=rows,
         )
-        renamed[name] = made
         blocks.append(made)
     edges = [
         replace(edge, source=index[edge.source], target=index[edge.target])
@@ -178,6 +177,11 @@ def with_sizes(graph: PlanGraph, sizes: PlanGraph, layers: dict[int, int]) -> Pl
     edges += _joins(graph, sizes, index, blocks, back)
     tensors = [replace(e, tensor=_tensor(blocks[e.target], e)) for e in edges]
     return PlanGraph(tuple(blocks), tuple(tensors), graph.world_size)
+
+
+def _likeness(block: OpBlock, layer: int | None) -> tuple[object, ...]:
+    """What blocks have in common whose sizes are the same."""
+    return block.kind, layer, block.micro_batch, block.slot, *block.reads, *block.writes
 
 
 def _tensor(block: OpBlock, edge: EdgeBlock) -> TensorType:

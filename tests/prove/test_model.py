@@ -103,8 +103,12 @@ def test_paper_against_the_plan() -> None:
 
 
 def test_activations() -> None:
-    assert activated(np.array(1.0), np.array(1.0)) == pytest.approx(0.7310585786300049)  # SiLU(1), sigmoid(1) of any table
-    assert activated(np.array(1.0), None) == pytest.approx(0.8411919906082768)  # tanh GELU of 1 (arXiv 1606.08415, eq. 2)
+    assert activated(np.array(1.0), np.array(1.0)) == pytest.approx(
+        0.7310585786300049
+    )  # SiLU(1), sigmoid(1) of any table
+    assert activated(np.array(1.0), None) == pytest.approx(
+        0.8411919906082768
+    )  # tanh GELU of 1 (arXiv 1606.08415, eq. 2)
     assert activated(np.array(-1.0), None) == pytest.approx(-0.15880800939172324)
     up, gate = RNG.normal(size=(2, 50))
     assert activated(up, gate) == pytest.approx(up * gate * expit(gate), rel=1e-14)
@@ -151,7 +155,14 @@ def test_mla_as_deepseek_v2_absorbs_it() -> None:
     """arXiv 2405.04434, section 2.1: scores by latents, with the key's up-projection moved to the query, are the same."""
     plan = planc.load_spec("deepseek-v3-128gpu")
     a = plan.model.attention.model_copy(
-        update={"heads": 2, "q_lora_rank": 6, "kv_lora_rank": 5, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 3}
+        update={
+            "heads": 2,
+            "q_lora_rank": 6,
+            "kv_lora_rank": 5,
+            "qk_nope_head_dim": 4,
+            "qk_rope_head_dim": 2,
+            "v_head_dim": 3,
+        }
     )
     model = plan.model.model_copy(update={"attention": a, "hidden": 8})
     w = Weights(model, 3).attention(0)

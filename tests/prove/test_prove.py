@@ -97,7 +97,10 @@ PLANS: dict[str, dict[str, Any]] = {
     "replicas of one GPU": {"parallelism": {"dp": 8, "ep": 1, "tp": 1}, "model": TIED},
     "stages of one GPU": {"parallelism": {"dp": 2, "pp": 4, "ep": 1, "tp": 1}, "model": DENSE | {"layers": 4} | TIED},
     "even stages": {"model": {"layers": 4} | TIED, "parallelism": {"pp": 2, "ep": 4, "tp": 2}},
-    "uneven stages": {"model": {"layers": 5} | TIED, "parallelism": {"pp": 4, "ep": 2, "tp": 1, "stages": [2, 1, 1, 1]}},
+    "uneven stages": {
+        "model": {"layers": 5} | TIED,
+        "parallelism": {"pp": 4, "ep": 2, "tp": 1, "stages": [2, 1, 1, 1]},
+    },
     "expert TP, leader gating": {
         "model": SHARED,
         "parallelism": {"ep": 8, "tp": 2, "expert_tp": 4, "gating": "leader"},
@@ -222,7 +225,9 @@ def test_seeds_and_sizes_change_numbers_not_the_verdict() -> None:
     for proof in proofs:
         holds(proof)
     assert proofs[0].errors != proofs[1].errors
-    assert proofs[0].bytes_moved["dispatch"] < proofs[2].bytes_moved["dispatch"] < proofs[2].bytes_moved["all_reduce"] * 99
+    assert (
+        proofs[0].bytes_moved["dispatch"] < proofs[2].bytes_moved["dispatch"] < proofs[2].bytes_moved["all_reduce"] * 99
+    )
     assert prove(plan, seed=1).errors == proofs[0].errors
 
 
