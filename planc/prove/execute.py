@@ -76,7 +76,11 @@ Out = dict[str, Value]
 
 
 class Machine:
-    """All ranks of a small plan. ``forced``: of every layer and micro-batch the planned choices, else gates choose."""
+    """All ranks of a small plan. ``planned``: tokens go where the plan counts them, else where their gates choose.
+
+    ``places``: of every op of a block (by its rank array, which blocks share) rank -> member; ``copies``: of every dispatch op
+    where its experts are.
+    """
 
     def __init__(self, draft: Draft, graph: PlanGraph, held: list[Held], *, planned: bool) -> None:
         self.draft, self.graph, self.held, self.planned = draft, graph, held, planned
