@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2
 
-.PHONY: help demo test check format bench bench-placement accuracy gpu schema figures lock wheel clean
+.PHONY: help demo test check format bench bench-placement accuracy gpu schema nightly mutations figures lock wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -62,6 +62,13 @@ gpu: .venv/.test  ## on a machine with a GPU: measure it, fit, and check: make g
 schema: .venv/.test  ## rewrite docs/spec.schema.json, which the example specs point editors to
 	$(BIN)/planc schema spec > docs/spec.schema.json
 	$(BIN)/planc schema plan > docs/plan.schema.json
+
+PROOFS ?= 3000
+nightly: .venv/.test  ## prove thousands of random specs: make nightly PROOFS=3000
+	PLANC_PROOFS=$(PROOFS) $(PYTEST) tests/properties/test_proofs.py
+
+mutations: .venv/.test  ## rewrite docs/prove-mutations.md: what catches which mistake
+	PYTHONPATH=tests:tests/verify $(BIN)/python tests/prove/mutation_table.py
 
 figures: .venv/.test  ## redraw the figure of the README
 	$(BIN)/planc show moe-61l-ep64-dp2 --figure simplified -o docs/figures/simplified_moe_dag.svg

@@ -7,6 +7,7 @@ crosses ranks only inside collectives and over edges between ranks, and every cr
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,10 @@ class Broken(Exception):
     def __init__(self, op: str, why: str) -> None:
         super().__init__(f"{op}: {why}")
         self.op, self.why = op, why
+
+
+#: what Python raises where a plan that was not verified asks for what cannot be
+WRONG = (ArithmeticError, AssertionError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
 
 
 @dataclass
@@ -66,10 +71,16 @@ class Moved:
 
 Value = Any
 Members = list[list[Value]]  #: of every member of an op, what it reads on one port
+Reads = dict[str, Members]
+Out = dict[str, Value]
 
 
 class Machine:
-    """All ranks of a small plan. ``forced``: of every layer and micro-batch the planned choices, else gates choose."""
+    """All ranks of a small plan. ``planned``: tokens go where the plan counts them, else where their gates choose.
+
+    ``places``: of every op of a block (by its rank array, which blocks share) rank -> member; ``copies``: of every dispatch op
+    where its experts are.
+    """
 
     def __init__(self, draft: Draft, graph: PlanGraph, held: list[Held], *, planned: bool) -> None:
         self.draft, self.graph, self.held, self.planned = draft, graph, held, planned
@@ -80,6 +91,10 @@ class Machine:
         for number, edge in enumerate(graph.edges):
             self.into[edge.target].append(number)
         self.sources = [_sources(self.expanded, number) for number in range(len(graph.edges))]
+        self.places = {
+            id(b.ranks): [{r: n for n, r in enumerate(row)} for row in b.ranks.tolist()] for b in graph.blocks
+        }
+        self.copies = dispatch_copies(graph)
         self.length = draft.spec.workload.isl if draft.spec.workload.phase == "decode" else 0
         self.moved = Moved()
         self.ops = 0
@@ -98,7 +113,7 @@ class Machine:
             made = []
             for op in range(len(block)):
                 reads = {port: self._gather(number, op, port) for port in block.reads}
-                out = KINDS[block.kind](self, number, op, reads)
+                out = self._run(number, op, reads)
                 for port, tensor in block.writes.items():
                     self._shape(block, op, port, tensor, out.get(port))
                 if block.kind == "output_collect":
@@ -106,8 +121,16 @@ class Machine:
                 made.append(out)
                 self.ops += 1
             self.outputs[number] = made
-        self.length += 1
+        self.length += 1 if self.draft.spec.workload.phase == "decode" else step_tokens(self.draft.spec, self.par).group
         return stream
+
+    def _run(self, number: int, op: int, reads: Reads) -> Out:
+        """One op. What arrives may be anything, as the plan may be wrong: an op that cannot compute with it says so."""
+        try:
+            return KINDS[self.graph.blocks[number].kind](self, number, op, reads)
+        except WRONG as error:
+            why = f"cannot compute with what arrives ({type(error).__name__}: {error})"
+            raise Broken(self.name(number, op), why) from error
 
     def name(self, number: int, op: int) -> str:
         """Text id of an op."""
@@ -117,7 +140,7 @@ class Machine:
         """What an op reads on a port, for every member."""
         block = self.graph.blocks[number]
         found: Members = [[] for _ in range(block.ranks.shape[1])]
-        place = {int(rank): n for n, rank in enumerate(block.ranks[op])}
+        place = self.places[id(block.ranks)][op]
         for edge in self.into[number]:
             if self.graph.edges[edge].into != port:
                 continue
@@ -125,6 +148,9 @@ class Machine:
                 self._carry(edge, source, number, op, place, found)
         if not any(found):
             raise Broken(self.name(number, op), f"nothing arrives on its port `{port}`")
+        most = max(map(len, found))
+        if most > 1 and block.kind not in _SEVERAL:
+            raise Broken(self.name(number, op), f"{most} values arrive on its port `{port}`, which takes one")
         return found
 
     def _carry(self, number: int, source: int, target: int, op: int, place: dict[int, int], found: Members) -> None:
@@ -138,13 +164,16 @@ class Machine:
             raise Broken(self.name(edge.source, source), f"writes nothing on `{edge.out}`")
         per_member = values[edge.out] if origin.collective else [values[edge.out]]
         kind = edge.pattern.partition(":")[0]
+        shared = self.places[id(origin.ranks)][source].keys()
         for n, rank in enumerate(origin.ranks[source].tolist()):
             value = per_member[n]
             if value is None or (n and kind == "group" and not block.collective):
                 continue  # of a replicated value one copy is read
-            if kind == "rank":
+            if kind == "rank" or (kind == "pairs" and (rank in place or not shared.isdisjoint(place))):
                 if rank in place:
                     found[place[rank]].append(self._part(edge.tensor, value, rank, block, origin))
+                continue
+            if n and kind == "pairs" and not block.collective:
                 continue
             to = [rank + int(edge.pattern.partition(":")[2])] if kind == "shift" else block.ranks[op].tolist()
             for there in to:
@@ -157,12 +186,13 @@ class Machine:
 
     def _part(self, tensor: TensorType, value: Value, rank: int, block: OpBlock, origin: OpBlock) -> Value:
         """A rank's own part of a value: of the input its micro-batch, of a whole residual stream its shard of tokens."""
-        if not isinstance(value, np.ndarray) or not tensor.shape or tensor.shape[0] in (ROWS, len(value)):
+        if not isinstance(value, np.ndarray) or not tensor.shape or tensor.shape[0] == ROWS:
             return value
-        rows = tensor.shape[0]
         if origin.kind == "input_split":
-            return value[block.micro_batch * rows : (block.micro_batch + 1) * rows]
-        if "tokens" in tensor.layout and rows * self.par.tp == len(value):
+            size = step_tokens(self.draft.spec, self.par).group
+            value = value[block.micro_batch * size : (block.micro_batch + 1) * size]
+        rows = tensor.shape[0]
+        if rows != len(value) and "tokens" in tensor.layout and rows * self.par.tp == len(value):
             return value[rank % self.par.tp * rows : (rank % self.par.tp + 1) * rows]
         return value
 
@@ -203,18 +233,19 @@ def value_bytes(value: Value, dtype: str) -> int:
 def program_order(graph: PlanGraph) -> list[int]:
     """Blocks in an order in which everything is written before it is read."""
     waiting = [0] * len(graph.blocks)
+    after: list[list[int]] = [[] for _ in graph.blocks]
     for edge in graph.edges:
         waiting[edge.target] += 1
-    ready = [n for n, count in enumerate(waiting) if not count]
+        after[edge.source].append(edge.target)
+    ready = deque(n for n, count in enumerate(waiting) if not count)
     order: list[int] = []
     while ready:
-        number = ready.pop(0)
+        number = ready.popleft()
         order.append(number)
-        for edge in graph.edges:
-            if edge.source == number:
-                waiting[edge.target] -= 1
-                if not waiting[edge.target]:
-                    ready.append(edge.target)
+        for target in after[number]:
+            waiting[target] -= 1
+            if not waiting[target]:
+                ready.append(target)
     if len(order) < len(graph.blocks):
         stuck = next(n for n, count in enumerate(waiting) if count)
         raise Broken(graph.blocks[stuck].name, "waits for itself: the graph has a cycle")
@@ -229,9 +260,6 @@ def _sources(whole: Expanded, number: int) -> dict[int, list[int]]:
 
 
 # --- the kinds -------------------------------------------------------------------------------------------------------
-
-Reads = dict[str, Members]
-Out = dict[str, Value]
 
 
 def _input(m: Machine, number: int, op: int, reads: Reads) -> Out:
@@ -248,6 +276,7 @@ def _input_split(m: Machine, number: int, op: int, reads: Reads) -> Out:
     out = []
     for n in range(block.ranks.shape[1]):
         mine = part[n // m.par.tp * size : (n // m.par.tp + 1) * size]
+        m.send(number, op, 0, n, mine, block.writes["x"].dtype)
         out.append(mine)
     return {"x": out}
 
@@ -267,8 +296,8 @@ def _norm(m: Machine, number: int, op: int, x: Array, which: str) -> Array:
     if m.model.norm == "none":
         return x
     layer = m.graph.blocks[number].layer
-    prefix = f"L{layer}.{which}" if layer is not None else "final.final"
-    return rms(x, next(iter(_need(m, number, op, "norms", prefix).values())))
+    prefix = f"L{layer}.{which}" if layer is not None else "final"
+    return rms(x, _need(m, number, op, "norms", prefix)[""])
 
 
 def _embed(m: Machine, number: int, op: int, reads: Reads) -> Out:
@@ -288,10 +317,13 @@ def _attn_qkv(m: Machine, number: int, op: int, reads: Reads) -> Out:
 
 def m_positions(m: Machine, tokens: int) -> Array:
     """Positions of a micro-batch's tokens: the next one of every sequence, or those of prompts side by side."""
+    return m.length + np.arange(tokens) % sequence_tokens(m, tokens)
+
+
+def sequence_tokens(m: Machine, tokens: int) -> int:
+    """Tokens that a sequence has in a micro-batch of so many: one, or a prompt (as much of it as there is)."""
     work = m.draft.spec.workload
-    if work.phase == "decode":
-        return np.full(tokens, m.length)
-    return np.arange(tokens) % work.isl
+    return 1 if work.phase == "decode" else min(work.isl, tokens)
 
 
 def _attn_core(m: Machine, number: int, op: int, reads: Reads) -> Out:
@@ -309,18 +341,13 @@ def _attn_core(m: Machine, number: int, op: int, reads: Reads) -> Out:
         kv = (qkv.shape[1] - heads) // 2
         q, first, second = qkv[:, :heads], qkv[:, heads : heads + kv], qkv[:, heads + kv :]
     out = np.empty((t, heads, a.out_head_dim))
-    if m.draft.spec.workload.phase == "decode":
-        cache = held.cache[block.micro_batch, block.layer]
-        cache[0][:, m.length], cache[1][:, m.length] = first, second
-        for token in range(t):
-            kept = cache[0][token, : m.length + 1], cache[1][token, : m.length + 1]
-            k, v = expanded(m.model, *kept, w, heads)
-            out[token] = attend(q[token : token + 1], k, v, m.length)[0]
-        return {"o": out}
-    for start in range(0, t, m.draft.spec.workload.isl):
-        part = slice(start, min(t, start + m.draft.spec.workload.isl))
-        k, v = expanded(m.model, first[part], second[part], w, heads)
-        out[part] = attend(q[part], k, v, 0)
+    cache, width = held.cache[block.micro_batch, block.layer], sequence_tokens(m, t)
+    for sequence, start in enumerate(range(0, t, width)):
+        part = slice(start, min(t, start + width))
+        end = m.length + part.stop - start
+        cache[0][sequence, m.length : end], cache[1][sequence, m.length : end] = first[part], second[part]
+        k, v = expanded(m.model, cache[0][sequence, :end], cache[1][sequence, :end], w, heads)
+        out[part] = attend(q[part], k, v, m.length)
     return {"o": out}
 
 
@@ -378,7 +405,7 @@ def _dispatch(m: Machine, number: int, op: int, reads: Reads) -> Out:
     """Every choice of every token to a copy of its expert: copies take equal parts of an expert's tokens, in the order of
     sources."""
     block = m.graph.blocks[number]
-    copies = dispatch_copies(m.graph, number, op)
+    copies = m.copies.get((number, op), {})
     wanted: dict[int, list[tuple[int, int, int]]] = {}
     tokens: dict[int, Array] = {}
     for member, values in enumerate(reads["tokens"]):
@@ -409,23 +436,28 @@ def _dispatch(m: Machine, number: int, op: int, reads: Reads) -> Out:
     return {"tokens": out}
 
 
-def dispatch_copies(graph: PlanGraph, number: int, op: int) -> dict[int, list[list[int]]]:
-    """Expert -> its copies in this EP group, each the members that hold its shards, from the expert ops that read this
-    dispatch."""
-    place = {int(rank): n for n, rank in enumerate(graph.blocks[number].ranks[op])}
-    found: dict[int, list[int]] = {}
-    width = 1
+def dispatch_copies(graph: PlanGraph) -> dict[tuple[int, int], dict[int, list[list[int]]]]:
+    """Of every dispatch op: expert -> its copies in the EP group, each the members that hold its shards, from the expert
+    ops that read this dispatch."""
+    found: dict[tuple[int, int], dict[int, list[int]]] = {}
+    width: dict[int, int] = {}
     for edge in graph.edges:
-        target = graph.blocks[edge.target]
-        if edge.source == number and target.kind == "expert" and target.experts is not None:
-            width = target.split
-            for rank, expert in zip(target.ranks[:, 0].tolist(), target.experts.tolist(), strict=True):
-                if rank in place:
-                    found.setdefault(expert, []).append(place[rank])
-    out = {}
-    for expert, members in found.items():
-        members.sort()
-        out[expert] = [members[i : i + width] for i in range(0, len(members), width)]
+        dispatch, target = graph.blocks[edge.source], graph.blocks[edge.target]
+        if dispatch.kind != "dispatch" or target.kind != "expert" or target.experts is None:
+            continue
+        width[edge.source] = target.split
+        where = {rank: (op, n) for op, row in enumerate(dispatch.ranks.tolist()) for n, rank in enumerate(row)}
+        for rank, expert in zip(target.ranks[:, 0].tolist(), target.experts.tolist(), strict=True):
+            if rank in where:
+                op, member = where[rank]
+                found.setdefault((edge.source, op), {}).setdefault(expert, []).append(member)
+    out: dict[tuple[int, int], dict[int, list[list[int]]]] = {}
+    for key, experts in found.items():
+        size = width[key[0]]
+        out[key] = {
+            expert: [sorted(members)[i : i + size] for i in range(0, len(members), size)]
+            for expert, members in experts.items()
+        }
     return out
 
 
@@ -562,7 +594,7 @@ def last_tokens(m: Machine, x: Array) -> Array:
 
 def _lm_head(m: Machine, number: int, op: int, reads: Reads) -> Out:
     x = _norm(m, number, op, last_tokens(m, m.one(reads, "x")), "")
-    return {"logits": x @ _need(m, number, op, "head", "")["w"]}
+    return {"logits": x @ m.held[_rank(m, number, op)].head(m.model, _rank(m, number, op) % m.par.tp, m.par.tp)}
 
 
 def _sample(m: Machine, number: int, op: int, reads: Reads) -> Out:
@@ -574,6 +606,9 @@ def _sample(m: Machine, number: int, op: int, reads: Reads) -> Out:
 def _output_collect(m: Machine, number: int, op: int, reads: Reads) -> Out:
     return {}
 
+
+#: kinds whose ports take several values on a rank: results of several experts, of several micro-batches
+_SEVERAL = frozenset({"input_split", "combine", "output_collect"})
 
 KINDS: dict[str, Callable[[Machine, int, int, Reads], Out]] = {
     "input": _input,

@@ -9,31 +9,42 @@ import numpy as np
 
 from planc.placement.memory import padded_width, unquantized_bytes
 from planc.prove.model import Array, Weights
+from planc.spec import Model
 from planc.verify import Draft
 
 
 @dataclass
 class Held:
     """One rank's weights, by item of the memory table and then by name, and its KV cache: (micro-batch, layer) -> (first,
-    second, length) with room for the whole context."""
+    second, length) with room for the whole context. ``parts``: the same weights by item and prefix, for looking up."""
 
     weights: dict[str, dict[str, Array]] = field(default_factory=dict)
+    parts: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict)
     cache: dict[tuple[int, int], list[Array]] = field(default_factory=dict)
 
     def put(self, item: str, prefix: str, arrays: dict[str, Array]) -> None:
         """Keep arrays under ``prefix``."""
         part = self.weights.setdefault(item, {})
         part.update({f"{prefix}{name}": array for name, array in arrays.items()})
+        self.parts[item, prefix] = arrays
 
     def get(self, item: str, prefix: str) -> dict[str, Array]:
-        """Arrays under ``prefix``; empty where the rank holds none."""
-        size = len(prefix)
-        return {name[size:]: array for name, array in self.weights.get(item, {}).items() if name.startswith(prefix)}
+        """Arrays that were put under ``prefix``; empty where the rank holds none."""
+        return self.parts.get((item, prefix), {})
+
+    def head(self, model: Model, shard: int, tp: int) -> Array:
+        """This rank's columns of the head, padded to whole shards; of the embedding where that is the head and held here."""
+        own = self.get("head", "").get("w")
+        if own is not None:
+            return own
+        if not model.tied_embeddings:
+            raise LookupError("no head is held here")
+        return head_shard(self.get("embedding", "")["table"].T, shard, tp)
 
 
 def holdings(draft: Draft, weights: Weights, ranks: Collection[int] | None = None) -> list[Held]:
     """What every rank holds, in the order of ranks; with ``ranks`` the others hold nothing."""
-    spec, par, model = draft.spec, draft.parallelism, draft.spec.model
+    par, model = draft.parallelism, draft.spec.model
     held = [Held() for _ in range(par.world_size)]
     for rank, one in enumerate(held):
         if ranks is not None and rank not in ranks:
@@ -46,8 +57,10 @@ def holdings(draft: Draft, weights: Weights, ranks: Collection[int] | None = Non
             at = f"L{layer}."
             one.put("attention", at, attention_shard(weights, layer, shard, par.tp))
             if model.norm == "rms":
-                norms = {name: weights.norm(f"L{layer}.{name}") for name in ("attn", "mlp")}
-                one.put("norms", at, {name: w for name, w in norms.items() if w is not None})
+                for name in ("attn", "mlp"):
+                    norm = weights.norm(f"L{layer}.{name}")
+                    assert norm is not None
+                    one.put("norms", f"{at}{name}", {"": norm})
             if layer in draft.placement.layers:
                 moe = model.moe
                 assert moe is not None
@@ -67,14 +80,18 @@ def holdings(draft: Draft, weights: Weights, ranks: Collection[int] | None = Non
         if stage == par.pp - 1:
             final = weights.norm("final")
             if final is not None:
-                one.put("norms", "final.", {"final": final})
-            if model.vocab:
-                width = padded_width(model.vocab, par.tp)
-                padded = np.zeros((model.hidden, width * par.tp))
-                padded[:, : model.vocab] = weights.head()
-                one.put("head", "", {"w": padded[:, shard * width : (shard + 1) * width]})
-    del spec
+                one.put("norms", "final", {"": final})
+            if model.vocab and not (model.tied_embeddings and par.pp == 1):
+                one.put("head", "", {"w": head_shard(weights.head(), shard, par.tp)})
     return held
+
+
+def head_shard(whole: Array, shard: int, tp: int) -> Array:
+    """A rank's columns of the head [h, vocab], zeros where tp does not divide the vocabulary."""
+    width = padded_width(whole.shape[1], tp)
+    padded = np.zeros((len(whole), width * tp))
+    padded[:, : whole.shape[1]] = whole
+    return padded[:, shard * width : (shard + 1) * width]
 
 
 def _part(array: Array, shard: int, split: int, axis: int) -> Array:

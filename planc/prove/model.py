@@ -41,15 +41,21 @@ class Weights:
             self._made[name] = 1.0 + 0.1 * made if name.endswith("norm") else made
         return self._made[name]
 
+    @property
+    def small(self) -> float:
+        """By which what a layer adds is scaled, so that the residual stream of a deep model without norms keeps its size (and
+        errors of rounding theirs)."""
+        return float(1.0 / np.sqrt(2.0 * self.model.layers))
+
     # --- attention ----------------------------------------------------------------------------------------------
 
     def attention(self, layer: int) -> dict[str, Array]:
         """Projections of a layer. MHA and GQA: q [h, heads, d], k and v [h, kv_heads, d], o [heads, d, h]. MLA: q_down,
         q_up, kv_down [h, latent + rope], k_up and v_up by head, o."""
         a, h, at = self.model.attention, self.model.hidden, f"L{layer}.attn"
-        out = {"o": self.get(f"{at}.o", a.heads, a.out_head_dim, h) / np.sqrt(a.heads)}
+        out = {"o": self.get(f"{at}.o", a.heads, a.out_head_dim, h) / np.sqrt(a.heads) * self.small}
         if a.out_bias:
-            out["o_bias"] = self.get(f"{at}.o_bias", h)
+            out["o_bias"] = self.get(f"{at}.o_bias", h) * self.small
         if a.kind == "mla":
             rank = a.q_lora_rank or h
             if a.q_lora_rank:
@@ -81,11 +87,12 @@ class Weights:
     def mlp(self, name: str, width: int, gated: bool, bias: bool = False) -> dict[str, Array]:
         """``up`` [h, width] (and ``gate``), ``down`` [width, h], biases where asked."""
         h = self.model.hidden
-        out = {"up": self.get(f"{name}.up", h, width), "down": self.get(f"{name}.down", width, h)}
+        out = {"up": self.get(f"{name}.up", h, width), "down": self.get(f"{name}.down", width, h) * self.small}
         if gated:
             out["gate"] = self.get(f"{name}.gate", h, width)
         if bias:
-            out["up_bias"], out["down_bias"] = self.get(f"{name}.up_bias", width), self.get(f"{name}.down_bias", h)
+            out["up_bias"] = self.get(f"{name}.up_bias", width)
+            out["down_bias"] = self.get(f"{name}.down_bias", h) * self.small
             if gated:
                 out["gate_bias"] = self.get(f"{name}.gate_bias", width)
         return out

@@ -31,7 +31,7 @@ from planc.graph.types import range_text
 from planc.prove.holdings import Held
 from planc.prove.model import Weights
 from planc.prove.process import FOUND, LEFT, WAITED, run_share
-from planc.prove.proof import Proof, Run
+from planc.prove.proof import Proof, Run, sizes_of
 from planc.prove.share import Record, read_share, shares
 from planc.prove.shrink import Small, shrink
 from planc.verify import Draft, VerifiedPlan, load_plan
@@ -57,8 +57,8 @@ def prove_by_processes(
     """
     need_torch()
     started = time.perf_counter()
-    small = shrink(plan, layers=layers, tokens=tokens, scale=scale)
     records = shares(plan, processes, layers=layers, tokens=tokens, scale=scale, steps=steps, seed=seed)
+    small = shrink(plan, layers=layers, tokens=tokens, scale=scale, steps=records[0]["steps"])
     proof = merged(small, records[0], run_records(records, timeout))
     proof.seconds = time.perf_counter() - started
     return proof
@@ -152,7 +152,9 @@ def merged(small: Small, record: Record, results: Sequence[Mapping[str, Any]]) -
     """What all processes found as one proof: largest errors, summed bytes against the plan's byte matrices, bytes held
     against the memory table. Of faults the surest kind is kept: what ops found, else what waited, longest first."""
     draft = small.draft
-    proof = Proof(record["name"], draft.parallelism.world_size, small.layers, record["steps"], record["seed"])
+    proof = Proof(
+        record["name"], draft.parallelism.world_size, small.layers, record["steps"], record["seed"], sizes_of(small)
+    )
     run = Run(small, Weights(draft.spec.model, record["seed"]), [Held() for _ in range(proof.ranks)], proof)
     if all(result["held"] is not None for result in results):
         parts = [result["held"] for result in results]
@@ -297,7 +299,13 @@ def _torchrun(arguments: argparse.Namespace) -> int:
     while time.monotonic() < end and not store.check([f"result/{other}" for other in range(count)]):
         time.sleep(0.05)
     results = [_stored(store, other) for other in range(count)]
-    small = shrink(plan, layers=arguments.layers, tokens=arguments.tokens, scale=arguments.scale)
+    small = shrink(
+        plan,
+        layers=arguments.layers,
+        tokens=arguments.tokens,
+        scale=arguments.scale,
+        steps=records[0]["steps"],
+    )
     proof = merged(small, records[0], results)
     proof.seconds = time.perf_counter() - started
     sys.stdout.write(summary(proof, count))

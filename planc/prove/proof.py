@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from planc.graph import OpBlock, PlanGraph
+from planc.graph import OpBlock, PlanGraph, expand
 from planc.placement import step_tokens
-from planc.prove.execute import Broken, Machine, planned_choices
+from planc.prove.execute import WRONG, Broken, Machine, planned_choices
 from planc.prove.holdings import Held, held_bytes, holdings
 from planc.prove.model import Array, Sequence, Weights, Whole, drawn
 from planc.prove.shrink import Small, shrink
@@ -66,18 +66,13 @@ def prove(
     the first routes as the plan counts (then bytes must be equal) and the others as the gate decides.
     """
     started = time.perf_counter()
-    small = shrink(plan, layers=layers, tokens=tokens, scale=scale)
-    spec = small.draft.spec
-    steps = steps if spec.workload.phase == "decode" else 1
-    proof = Proof(plan.spec.name, small.draft.parallelism.world_size, small.layers, steps, seed)
-    proof.sizes = sizes_of(small)
-    weights = Weights(spec.model, seed)
-    held = holdings(small.draft, weights)
-    run = Run(small, weights, held, proof)
+    proof = Proof(plan.spec.name, plan.parallelism.world_size, {}, steps, seed)
     try:
-        run.all_steps(steps)
+        _prove(plan, proof, layers, tokens, scale)
     except Broken as broken:
         proof.faults.append((broken.op, broken.why))
+    except WRONG as error:  # a draft that was not verified may be anything
+        proof.faults.append(("plan", f"cannot be run ({type(error).__name__}: {error})"))
     proof.seconds = time.perf_counter() - started
     return proof
 
@@ -97,6 +92,17 @@ def sizes_of(small: Small) -> dict[str, int]:
     }
 
 
+def _prove(plan: VerifiedPlan | Draft, proof: Proof, layers: int, tokens: int, scale: int) -> None:
+    small = shrink(plan, layers=layers, tokens=tokens, scale=scale, steps=proof.steps)
+    spec = small.draft.spec
+    if spec.workload.phase == "prefill":  # the chunks of a prompt are steps too
+        whole = spec.workload.isl // step_tokens(spec, small.draft.parallelism).group
+        proof.steps = min(proof.steps, whole) if spec.workload.prefill_chunk and whole else 1
+    proof.layers, proof.sizes = small.layers, sizes_of(small)
+    weights = Weights(spec.model, proof.seed)
+    Run(small, weights, holdings(small.draft, weights), proof).all_steps(proof.steps)
+
+
 class Run:
     """One proof under way."""
 
@@ -107,6 +113,7 @@ class Run:
         self.t = step_tokens(self.spec, self.par).group
         self.mb = self.spec.workload.micro_batches
         self.whole = Whole(weights)
+        self.logits: Array = np.zeros((0, 0))
 
     def all_steps(self, steps: int) -> None:
         """Every step on both sides."""
@@ -119,12 +126,13 @@ class Run:
             machine.planned = planned
             self.whole.forced = self.forced(machine) if planned and self.model.moe else None
             want = self.whole.step(np.concatenate(x), sequences)
-            self.logits = self.whole.logits(want) if self.model.vocab else want
+            if self.model.vocab:
+                self.logits = self.whole.logits(want)
             machine.check = self.check
             stream = machine.step(x)
             self.proof.ops, self.proof.tokens = machine.ops, machine.tokens
             if planned:
-                self.moved(machine.graph, machine.moved.collectives)
+                self.moved(machine.graph, machine.moved.collectives, machine.moved.edges)
             ids = self.output(want, stream)
             x = self.input(step + 1) if ids is None else self.again(ids)
             if self.proof.faults:
@@ -166,26 +174,25 @@ class Run:
             for start in range(0, self.t, width):
                 part = slice(first + start, first + min(self.t, start + width))
                 mine.append((Sequence(), part))
-            if decode:
-                self._contexts(d, g, mb, [one for one, _ in mine])
+            self._contexts(d, g, mb, [one for one, _ in mine])
             found += mine
         return found
 
     def _contexts(self, d: int, g: int, mb: int, sequences: list[Sequence]) -> None:
         """Drawn keys and values of earlier tokens, whole for the model and in shards for the ranks of the TP group."""
         a, par, work = self.model.attention, self.par, self.spec.workload
-        room = work.context
+        room, before = work.context, work.isl if work.phase == "decode" else 0
         for layer in range(self.model.layers):
             shapes = (
                 ((a.kv_lora_rank,), (a.qk_rope_head_dim,)) if a.kind == "mla" else ((a.kv_head_count, a.head_dim),) * 2
             )
             drawn_ = [
-                drawn(self.proof.seed, f"cache {part} {layer} {d} {g} {mb}", len(sequences), work.isl, *shape)
+                drawn(self.proof.seed, f"cache {part} {layer} {d} {g} {mb}", len(sequences), before, *shape)
                 for part, shape in enumerate(shapes)
             ]
             for n, sequence in enumerate(sequences):
                 sequence.cache[layer] = drawn_[0][n], drawn_[1][n]
-                sequence.length = work.isl
+                sequence.length = before
             stage = par.stage_of_layer(layer)
             for shard in range(par.tp):
                 rank = int(par.stage_ranks(stage)[d, g * par.tp + shard])
@@ -197,7 +204,7 @@ class Run:
                         low, size = (shard * kv // par.tp, max(1, kv // par.tp))
                         part = array[:, :, low : low + size]
                     kept = np.zeros((len(sequences), room, *part.shape[2:]))
-                    kept[:, : work.isl] = part
+                    kept[:, :before] = part
                     pair.append(kept)
                 self.held[rank].cache[mb, layer] = pair
 
@@ -218,8 +225,7 @@ class Run:
         local %= self.par.ep
         first = ((replica * self.groups + local // self.par.tp) * self.mb + block.micro_batch) * self.t
         if block.kind == "sample":
-            want = self.logits[self._last(first)]
-            self._error(block.kind, self._id(block, op), value, want)
+            self._error(block.kind, self._id(block, op), value, self.logits[first + self._last])
             return
         name = f"L{block.layer}.{block.name.rpartition('.')[2]}"
         want = self.whole.seen.get(name)
@@ -249,18 +255,19 @@ class Run:
             self._error("output_collect", "output_collect", have, expected)
             return None
         ids = self.logits.argmax(axis=1)
-        order = np.concatenate([self._last(first) for first in self._stream_order()])
+        wanted = ids[np.concatenate([first + self._last for first in self._stream_order()])]
         have = np.concatenate(stream)
-        if have.shape != ids[order].shape or (have != ids[order]).any():
+        if have.shape != wanted.shape or (have != wanted).any():
             self.proof.faults.append(("output_collect", "the sampled ids differ from the model's"))
         return ids if self.spec.workload.phase == "decode" else None
 
-    def _last(self, first: int) -> Array:
-        """Tokens that need logits, of the run that begins at ``first``: all, or of a prefill step the last of every prompt."""
-        work = self.spec.workload
-        if work.phase == "decode":
-            return np.arange(first, first + self.t)
-        return first + np.minimum(np.arange(1, max(1, self.t // work.isl) + 1) * work.isl, self.t) - 1
+    @property
+    def _last(self) -> Array:
+        """Of a run's tokens those that need logits: all of a decode step, of a prefill step the last of every prompt."""
+        if self.spec.workload.phase == "decode":
+            return np.arange(self.t)
+        isl = self.spec.workload.isl
+        return np.minimum(np.arange(1, max(1, self.t // isl) + 1) * isl, self.t) - 1
 
     def _stream_order(self) -> list[int]:
         """First tokens of the runs in the order in which they are collected: micro-batch by micro-batch; of each the first
@@ -277,35 +284,63 @@ class Run:
 
     # --- bytes --------------------------------------------------------------------------------------------------
 
-    def moved(self, graph: PlanGraph, matrices: Mapping[tuple[int, int], np.ndarray]) -> None:
-        """Bytes of every collective op against the plan's byte matrix of it, and of edges between ranks."""
+    def moved(
+        self,
+        graph: PlanGraph,
+        matrices: Mapping[tuple[int, int], np.ndarray],
+        edges: Mapping[str, int] | None = None,
+    ) -> None:
+        """Bytes of every collective op against the plan's byte matrix of it, and of edges between ranks; without ``edges``
+        those and the scatter of the input are left out."""
         from planc.graph.traffic import byte_matrix
 
         draft = self.draft
         moved: dict[str, int] = {}
         planned: dict[str, int] = {}
-        for number, block in enumerate(graph.blocks):
-            if not block.collective or block.kind == "input_split":
+        for block in draft.blocks.blocks:
+            if block.collective and (block.kind != "input_split" or edges is not None):
+                for op in range(len(block)):
+                    want = byte_matrix(draft.spec, draft.parallelism, draft.placement, block, op)
+                    planned[block.kind] = planned.get(block.kind, 0) + int(want.sum())
+        for (number, op), have in sorted(matrices.items()):
+            block = graph.blocks[number]
+            if block.kind == "input_split" and edges is None:
                 continue
-            for op in range(len(block)):
-                like = draft.blocks.blocks[draft.blocks.by_name[block.name]]
-                want = byte_matrix(draft.spec, draft.parallelism, draft.placement, like, op)
-                have = matrices.get((number, op), np.zeros_like(want))
-                moved[block.kind] = moved.get(block.kind, 0) + int(have.sum())
-                planned[block.kind] = planned.get(block.kind, 0) + int(want.sum())
-                if have.shape != want.shape or (have != want).any():
-                    name = graph.op_id(number, op)
-                    self.proof.faults.append(
-                        (name, f"moves {int(have.sum())} bytes, not the {int(want.sum())} of the plan, or others")
-                    )
+            moved[block.kind] = moved.get(block.kind, 0) + int(have.sum())
+            there = draft.blocks.by_name.get(block.name)
+            if there is None:
+                want = np.zeros_like(have)
+            else:
+                want = byte_matrix(draft.spec, draft.parallelism, draft.placement, draft.blocks.blocks[there], op)
+            if have.shape != want.shape or (have != want).any():
+                why = f"moves {int(have.sum())} bytes, not the {int(want.sum())} of the plan, or others"
+                self.proof.faults.append((graph.op_id(number, op), why))
+        moved |= dict.fromkeys(planned.keys() - moved.keys(), 0)
+        if edges is not None:
+            moved |= {f"{comm} edges": size for comm, size in edges.items()}
+            planned |= {f"{comm} edges": size for comm, size in self._edge_bytes().items()}
         self.proof.bytes_moved, self.proof.bytes_planned = moved, planned
+
+    def _edge_bytes(self) -> dict[str, int]:
+        """Planned bytes of edges between ranks, outside collectives."""
+        graph, found = self.draft.blocks, dict[str, int]()
+        whole = expand(graph)
+        for number, edge in enumerate(graph.edges):
+            if edge.comm not in ("pp", "dp") or graph.blocks[edge.source].kind in ("input", "input_split"):
+                continue
+            source, target = whole.pairs(number)
+            away = graph.blocks[edge.source].ranks[source, 0] != graph.blocks[edge.target].ranks[target, 0]
+            size = int(whole.edge_bytes(number)[away].sum())
+            if size:
+                found[edge.comm] = found.get(edge.comm, 0) + size
+        return found
 
     def memory(self, held: Mapping[str, np.ndarray]) -> None:
         """Bytes held, by item and rank, against the memory table."""
         items = self.draft.memory.items
         for item, size in held.items():
             wrong = np.flatnonzero(size != items[item])
-            if len(wrong) and not (item == "kv_cache" and self.spec.workload.phase == "prefill"):
+            if len(wrong):
                 rank = int(wrong[0])
                 why = f"rank {rank} holds {size[rank]} bytes, where the memory table has {items[item][rank]}"
                 self.proof.faults.append((item, why))

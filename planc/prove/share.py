@@ -68,7 +68,8 @@ def crossings(graph: PlanGraph, number: int, source: int, target: int) -> Iterat
 def shares(plan: VerifiedPlan | Draft, processes: int, **sizes: int) -> list[Record]:
     """Records of all processes, in their order. ``sizes``: `layers`, `tokens`, `scale`, `steps` and `seed` of `prove`."""
     layers, tokens, scale = sizes.get("layers", 1), sizes.get("tokens", 2), sizes.get("scale", 1)
-    small = shrink(plan, layers=layers, tokens=tokens, scale=scale)
+    steps = sizes.get("steps", 2) if plan.spec.workload.phase == "decode" else 1
+    small = shrink(plan, layers=layers, tokens=tokens, scale=scale, steps=steps)
     graph, par = small.graph, small.draft.parallelism
     if not 1 <= processes <= par.world_size:
         raise ValueError(f"{processes} processes cannot share {par.world_size} ranks")
@@ -85,7 +86,7 @@ def shares(plan: VerifiedPlan | Draft, processes: int, **sizes: int) -> list[Rec
         "tokens": tokens,
         "scale": scale,
         "seed": sizes.get("seed", 0),
-        "steps": sizes.get("steps", 2) if plan.spec.workload.phase == "decode" else 1,
+        "steps": steps,
         "layers": [small.layers[n] for n in range(len(small.layers))],
         "parallelism": {name: getattr(par, name) for name in ("dp", "pp", "ep", "tp", "expert_tp", "gating", "tp_comm")}
         | {"stages": [list(stage) for stage in par.stages]},
@@ -182,11 +183,12 @@ def _part(
         }
         for edge, some in zip(graph.edges, touched, strict=True)
     ]
+    everywhere = dispatch_copies(graph)
     copies = [
         [
             number,
             index[number][op],
-            [[expert, holders] for expert, holders in dispatch_copies(graph, number, op).items()],
+            [[expert, holders] for expert, holders in everywhere.get((number, op), {}).items()],
         ]
         for number, op in sorted(own)
         if graph.blocks[number].kind == "dispatch"
@@ -218,7 +220,12 @@ def read_share(record: Record) -> Share:
     }
     placement = Placement(par, layers, record["placement"]["rounds"], record["placement"]["relaxed"])
     spec = small_spec(
-        spec_from_values(record["spec"], record["sources"], "spec"), par, kept, record["tokens"], record["scale"]
+        spec_from_values(record["spec"], record["sources"], "spec"),
+        par,
+        kept,
+        record["tokens"],
+        record["scale"],
+        record["steps"],
     )
     blocks = [
         OpBlock(

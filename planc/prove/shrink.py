@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from planc.graph import EdgeBlock, OpBlock, PlanGraph, TensorType, build_graph
-from planc.placement import Parallelism, Placement, memory_table
+from planc.placement import Parallelism, Placement, memory_table, step_tokens
 from planc.spec import Model, Spec
 from planc.verify import Draft, VerifiedPlan
 
@@ -29,11 +29,14 @@ class Small:
     layers: dict[int, int]
 
 
-def shrink(plan: VerifiedPlan | Draft, *, layers: int = LAYERS, tokens: int = 2, scale: int = 1) -> Small:
+def shrink(
+    plan: VerifiedPlan | Draft, *, layers: int = LAYERS, tokens: int = 2, scale: int = 1, steps: int = 3
+) -> Small:
     """A plan on small numbers. ``layers``: how many are kept of those alike; ``tokens``: of a gating source, in units of
-    what its degrees ask for; ``scale``: multiplies hidden size, heads and widths."""
+    what its degrees ask for; ``scale``: multiplies hidden size, heads and widths; ``steps``: for which the KV cache has
+    room."""
     kept = sample_layers(plan, layers)
-    spec = small_spec(plan.spec, plan.parallelism, kept, tokens, scale)
+    spec = small_spec(plan.spec, plan.parallelism, kept, tokens, scale, steps)
     par, placement = small_parts(plan, kept)
     draft = Draft(spec, par, {}, placement, memory_table(spec, par, placement), build_graph(spec, par, placement))
     names = dict(enumerate(kept))
@@ -44,11 +47,13 @@ def sample_layers(plan: VerifiedPlan | Draft, each: int) -> list[int]:
     """Layers that stand for all: of every kind (dense or MoE, stage, placement) the first ``each``, and of every stage at
     least one."""
     par, kept = plan.parallelism, []
-    seen: dict[tuple[int, object], int] = {}
+    seen: dict[tuple[int, object, bool], int] = {}
     for layer in range(plan.spec.model.layers):
         part = plan.placement.layers.get(layer)
         place = None if part is None else (part.expert.tobytes(), part.rank.tobytes(), part.slot.tobytes())
-        key = (par.stage_of_layer(layer), place)
+        # where no head follows, the last layer is unlike others: what it writes is read by output_collect alone
+        ends = layer == plan.spec.model.layers - 1 and not plan.spec.model.vocab
+        key = (par.stage_of_layer(layer), place, ends)
         seen[key] = seen.get(key, 0) + 1
         if seen[key] <= each:
             kept.append(layer)
@@ -69,7 +74,7 @@ def small_parts(plan: VerifiedPlan | Draft, kept: list[int]) -> tuple[Parallelis
     return small, Placement(small, parts, plan.placement.rounds, plan.placement.relaxed)
 
 
-def small_spec(spec: Spec, par: Parallelism, kept: list[int], tokens: int, scale: int) -> Spec:
+def small_spec(spec: Spec, par: Parallelism, kept: list[int], tokens: int, scale: int, steps: int = 3) -> Spec:
     """The spec on small numbers."""
     model, a, tp = spec.model, spec.model.attention, par.tp
     changes: dict[str, object] = {}
@@ -109,9 +114,9 @@ def small_spec(spec: Spec, par: Parallelism, kept: list[int], tokens: int, scale
         changes["vocab"] = VOCAB * tp - (1 if model.vocab % tp else 0)
     work = spec.workload
     group = tokens * (1 if par.leaders_gate else tp) * work.micro_batches
-    small_work = {"batch": group * par.dp * par.attention_dp, "isl": 5, "osl": 3, "prefill_chunk": 0}
+    small_work = {"batch": group * par.dp * par.attention_dp, "isl": 5, "osl": max(3, steps), "prefill_chunk": 0}
     if work.phase == "prefill":
-        small_work |= {"isl": group, "batch": par.dp * par.attention_dp}
+        small_work |= _prompts(spec, par, group)
     fields = {
         name: getattr(model, name) for name in Model.model_fields
     } | changes  # made anew: copies keep what was derived
@@ -120,11 +125,27 @@ def small_spec(spec: Spec, par: Parallelism, kept: list[int], tokens: int, scale
     )
 
 
+def _prompts(spec: Spec, par: Parallelism, group: int) -> dict[str, int]:
+    """Prompts for a prefill step of ``group`` tokens in a TP group: whole ones, several side by side, or a chunk of one, as in
+    the plan."""
+    work = spec.workload
+    had, t = step_tokens(spec, par).group, group // work.micro_batches
+    isl, chunk = group, 0
+    if work.prefill_chunk and had > work.isl:
+        isl, chunk = max(1, t // 2), group
+        if had % work.isl and t > 2:
+            isl += 1  # the last prompt is cut short
+    elif work.prefill_chunk and had < work.isl:
+        isl, chunk = 2 * group, group
+    prompts = par.dp * par.attention_dp * work.micro_batches * -(-t // isl)
+    return {"isl": isl, "prefill_chunk": chunk, "batch": prompts}
+
+
 def with_sizes(graph: PlanGraph, sizes: PlanGraph, layers: dict[int, int]) -> PlanGraph:
     """The ops and edges of ``graph`` in the kept layers, with tensors and row counts of the blocks of the same names in
     ``sizes``; the residual stream of a kept layer is that of the kept layer before it."""
     back = {old: new for new, old in layers.items()}
-    renamed: dict[str, OpBlock] = {}
+    alike = {_likeness(block, block.layer): block for block in sizes.blocks}
     index: dict[int, int] = {}
     blocks: list[OpBlock] = []
     for number, block in enumerate(graph.blocks):
@@ -134,7 +155,7 @@ def with_sizes(graph: PlanGraph, sizes: PlanGraph, layers: dict[int, int]) -> Pl
         if block.layer is not None:
             layer = back[block.layer]
             name = name.replace(f"L{block.layer}.", f"L{layer}.", 1)
-        like = sizes.blocks[sizes.by_name[name]] if name in sizes.by_name else None
+        like = sizes.blocks[sizes.by_name[name]] if name in sizes.by_name else alike.get(_likeness(block, layer))
         index[number] = len(blocks)
         rows = block.rows
         if like is not None and block.rows is not None and like.rows is not None and len(like) == len(block):
@@ -147,7 +168,6 @@ def with_sizes(graph: PlanGraph, sizes: PlanGraph, layers: dict[int, int]) -> Pl
             writes=dict(like.writes) if like is not None and set(like.writes) == set(block.writes) else block.writes,
             rows=rows,
         )
-        renamed[name] = made
         blocks.append(made)
     edges = [
         replace(edge, source=index[edge.source], target=index[edge.target])
@@ -157,6 +177,11 @@ def with_sizes(graph: PlanGraph, sizes: PlanGraph, layers: dict[int, int]) -> Pl
     edges += _joins(graph, sizes, index, blocks, back)
     tensors = [replace(e, tensor=_tensor(blocks[e.target], e)) for e in edges]
     return PlanGraph(tuple(blocks), tuple(tensors), graph.world_size)
+
+
+def _likeness(block: OpBlock, layer: int | None) -> tuple[object, ...]:
+    """What blocks have in common whose sizes are the same."""
+    return block.kind, layer, block.micro_batch, block.slot, *block.reads, *block.writes
 
 
 def _tensor(block: OpBlock, edge: EdgeBlock) -> TensorType:
