@@ -206,6 +206,10 @@ def _prove(part: argparse.ArgumentParser) -> None:
     part.add_argument("--scale", type=_positive, default=1, metavar="N", help=text)
     part.add_argument("--steps", type=_positive, default=2, metavar="N", help="decode steps (default: 2)")
     part.add_argument("--seed", type=_count, default=0, metavar="S", help="seed of weights and inputs")
+    text = "run it by N real processes over torch.distributed with gloo (needs torch: docs/prove.md)"
+    part.add_argument("--processes", type=_positive, metavar="N", help=text)
+    text = "seconds that an op of --processes may wait for other processes (default: 60)"
+    part.add_argument("--timeout", type=_positive, default=60, metavar="S", help=text)
     part.add_argument("--json", action="store_true", help="print the proof as JSON")
 
 

@@ -20,7 +20,13 @@ def prove(options: argparse.Namespace) -> int:
 
     plan = load_any(options.plan, options.set)
     sizes = {key: getattr(options, key) for key in ("layers", "tokens", "scale", "steps", "seed")}
-    proof = run(plan, **sizes)
+    if options.processes:
+        from planc.prove.processes import prove_by_processes
+
+        count = min(options.processes, plan.parallelism.world_size)
+        proof = prove_by_processes(plan, count, **sizes, timeout=float(options.timeout))
+    else:
+        proof = run(plan, **sizes)
     if options.json:
         print_json(record(proof))
     elif proof.holds:
