@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2
 
-.PHONY: help demo test nightly check format bench bench-placement accuracy gpu schema figures lock wheel clean
+.PHONY: help demo test check format bench bench-placement accuracy gpu schema nightly mutations figures lock wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -27,8 +27,9 @@ demo: .venv/.test  ## build the reference plan: 61 layers, 64 experts, 128 GPUs
 test: .venv/.test  ## all tests
 	$(PYTEST) tests
 
-nightly: .venv/.test  ## thousands of random specs, others every night
+nightly: .venv/.test  ## predict and prove thousands of random specs: make nightly PROOFS=3000
 	PLANC_EXAMPLES=2000 $(PYTEST) tests/properties/test_predictions.py
+	PLANC_PROOFS=$(PROOFS) $(PYTEST) tests/properties/test_proofs.py
 
 check: .venv/.dev  ## lint, types, import rules, tests
 	$(BIN)/ruff check planc tests benchmarks
@@ -65,6 +66,10 @@ gpu: .venv/.test  ## on a machine with a GPU: measure it, fit, and check: make g
 schema: .venv/.test  ## rewrite docs/spec.schema.json, which the example specs point editors to
 	$(BIN)/planc schema spec > docs/spec.schema.json
 	$(BIN)/planc schema plan > docs/plan.schema.json
+
+PROOFS ?= 3000
+mutations: .venv/.test  ## rewrite docs/prove-mutations.md: what catches which mistake
+	PYTHONPATH=tests:tests/verify $(BIN)/python tests/prove/mutation_table.py
 
 figures: .venv/.test  ## redraw the figure of the README
 	$(BIN)/planc show moe-61l-ep64-dp2 --figure simplified -o docs/figures/simplified_moe_dag.svg

@@ -31,6 +31,10 @@ def build(options: argparse.Namespace) -> int:
     spec = _load_spec(options)
     with planning("planning layers") as progress:
         plan = pipeline.compile(spec, workers=options.workers or cores(), progress=progress)
+    if options.prove:
+        from planc.prove.recorded import proved
+
+        plan = proved(plan)
     folder = options.output or os.path.join("out", re.sub(r"/|^\.+$", "_", plan.spec.name))
     files = pipeline.write(plan, folder, figures)
     if plan.notes:
@@ -121,14 +125,18 @@ def check(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     from planc import pipeline
+    from planc.prove.recorded import prove_again
 
     plan, compared = pipeline.verify_folder(options.plan)
     measured = pipeline.measure_again(plan, options.traffic)
+    executed = prove_again(plan)
     if options.json:
         print_json({"name": plan.spec.name, "checks": _summary(plan)["checks"], "files": compared})
     for check in plan.checks:
         say(f"ok  {check.name} ({check.count:,} {check.what})")
     say(f"ok  {len(compared)} files say what plan.json says")
+    if executed:
+        say(f"ok  {executed}")
     if measured:
         say(measured if measured.startswith("link times not") else f"ok  {measured}")
     return 0

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from planc import __version__
-from planc.cli import commands, compare, costs, estimate, gate, place, trace
+from planc.cli import commands, compare, costs, estimate, gate, place, prove, trace
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -53,6 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
     part.add_argument("--json", action="store_true", help="print the comparison as JSON")
     text = "balance the loads of a gate by its bias: what that does, what it costs, what copies do instead"
     _gate(command("gate", gate.gate, text, "planc gate deepseek-v3-ep256 --rate 0.003 -o loads.svg"))
+    text = "run a plan on small numbers and compare it with the model run whole"
+    _prove(command("prove", prove.prove, text, "planc prove specs/moe-61l-ep64-dp2.yaml"))
     text = "price a list of ops: microseconds with an interval and their provenance"
     part = command("costs", costs.costs, text, "planc costs --gpu h100-sxm ops.csv")
     part.add_argument("--gpu", required=True, metavar="GPU", help="a GPU preset such as h100-sxm, or a GPU file")
@@ -88,6 +90,7 @@ def _build(part: argparse.ArgumentParser) -> None:
     names = ", ".join(commands.FIGURE_NAMES)
     part.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: out/NAME)")
     _workers(part)
+    part.add_argument("--prove", action="store_true", help="run the plan on small numbers first, and keep the proof")
     part.add_argument("--figures", default="all", help=f"all, none, or a list of: {names}")
     part.add_argument("--json", action="store_true", help="print a summary as JSON")
 
@@ -190,6 +193,24 @@ def _estimate(part: argparse.ArgumentParser) -> None:
     text = "a GPU (its rank) or link (its name) that is slower than planned by a factor; may be repeated"
     part.add_argument("--slow", action="append", default=[], metavar="WHAT=FACTOR", help=text)
     part.add_argument("--json", action="store_true", help="print the prediction as JSON")
+
+
+def _prove(part: argparse.ArgumentParser) -> None:
+    part.add_argument("plan", help="folder of a plan, its plan.json, or a spec")
+    part.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the spec")
+    text = "layers to run of those that are alike (default: one)"
+    part.add_argument("--layers", type=_positive, default=1, metavar="N", help=text)
+    text = "tokens of a gating rank, as few as its degrees allow times N (default: 2)"
+    part.add_argument("--tokens", type=_positive, default=2, metavar="N", help=text)
+    text = "hidden size, heads and widths, as small as degrees allow times N (default: 1)"
+    part.add_argument("--scale", type=_positive, default=1, metavar="N", help=text)
+    part.add_argument("--steps", type=_positive, default=2, metavar="N", help="decode steps (default: 2)")
+    part.add_argument("--seed", type=_count, default=0, metavar="S", help="seed of weights and inputs")
+    text = "run it by N real processes over torch.distributed with gloo (needs torch: docs/prove.md)"
+    part.add_argument("--processes", type=_positive, metavar="N", help=text)
+    text = "seconds that an op of --processes may wait for other processes (default: 60)"
+    part.add_argument("--timeout", type=_positive, default=60, metavar="S", help=text)
+    part.add_argument("--json", action="store_true", help="print the proof as JSON")
 
 
 def _verify(part: argparse.ArgumentParser) -> None:

@@ -190,8 +190,8 @@ def _moved(plan: VerifiedPlan, index: int, block: OpBlock) -> tuple[float, float
         np.fill_diagonal(matrix, 0)
         inside = domains[ranks][:, None] == domains[ranks][None, :]
         near, far = busiest_bytes(matrix * inside), busiest_bytes(matrix * ~inside)
-        if block.kind == "input_split":
-            far /= par.tp  # the ranks of a TP group read one copy
+        if block.kind == "input_split":  # one scatter for all micro-batches; the ranks of a TP group read one copy
+            near, far = (size / plan.spec.workload.micro_batches for size in (near, far / par.tp))
     seconds = max(
         near / (links.nvlink.bandwidth * links.nvlink.utilization), far / (links.nic.bandwidth * links.nic.utilization)
     )

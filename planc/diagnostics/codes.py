@@ -166,6 +166,18 @@ CODES: dict[str, Code] = {
         "the model's gate has no bias",
         "Without `gate_bias` in the model, engines add no bias when they choose experts; the result is what one would do.",
     ),
+    "PLN420": Code(
+        "needs torch",
+        "Proving a plan by real processes goes through torch.distributed: `pip install 'planc[prove]'`, or a CPU build of "
+        "torch (docs/prove.md). Without torch the plan is proved in one process.",
+    ),
+    "PLN421": Code(
+        "plan computes something else",
+        "Run on small numbers, an op of the plan's graph does not give what the model run whole gives, or cannot run at all.",
+    ),
+    "PLN422": Code(
+        "proof is not this plan's", "What a plan's file says of its proof is what executing it again gives."
+    ),
     # 5xx: output in other formats
     "PLN501": Code("needs the dot program", "PNG and PDF are drawn by Graphviz's `dot`; SVG and DOT never need it."),
     # 9xx: our own fault

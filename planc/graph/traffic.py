@@ -58,7 +58,8 @@ def byte_matrix(spec: Spec, par: Parallelism, placement: Placement, block: OpBlo
         return tokens * tensor.row_bytes
     matrix = np.zeros((group, group), dtype=np.int64)
     if block.kind in ("broadcast", "input_split"):
-        matrix[0] = block.writes["x"].row_bytes
+        times = spec.workload.micro_batches if block.kind == "input_split" else 1  # one scatter for all micro-batches
+        matrix[0] = block.writes["x"].row_bytes * times
     else:
         read = next(iter(block.reads.values()))
         rows = block.row_count(op)

@@ -112,7 +112,7 @@ def _replica_items(spec: Spec, par: Parallelism, placement: Placement) -> dict[s
     head = padded_width(model.vocab, tp) * model.hidden * small
     if model.tied_embeddings and par.pp == 1:
         head = 0  # the head is a view of the embedding table on the same rank
-    expert_bytes = expert_parameters(model) * model.bytes_of("expert_weights") // par.expert_tp
+    expert_bytes = expert_parameters(model, par.expert_tp) * model.bytes_of("expert_weights")
     final_norm = model.hidden if model.norm == "rms" else 0
     values = {
         "experts": placement.expert_counts().reshape(shape) * expert_bytes,

@@ -39,7 +39,7 @@ def _row(plan: VerifiedPlan, par: Parallelism, name: str) -> dict[str, Any]:
     tokens = copy_tokens(spec, par, placement, layer)
     gpu = min((g.gpu for g in spec.cluster.groups), key=lambda g: g.memory_bandwidth * g.memory_utilization)
     rounds = max(part.rounds for part in placement.layers.values())
-    size = expert_parameters(spec.model) * spec.model.bytes_of("expert_weights") // par.expert_tp
+    size = expert_parameters(spec.model, par.expert_tp) * spec.model.bytes_of("expert_weights")
     rank = memory.fullest
     return {
         "name": name,

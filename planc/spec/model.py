@@ -195,13 +195,15 @@ def attention_parameters(model: Model, tp: int = 1) -> tuple[int, int]:
     return sharded, replicated
 
 
-def expert_parameters(model: Model) -> int:
-    """Parameters of one routed expert, biases included; 0 for a dense model."""
+def expert_parameters(model: Model, split: int = 1) -> int:
+    """Parameters of one routed expert, biases included; 0 for a dense model. ``split``: of one of so many shards, each of
+    which keeps the whole bias of the output (the first adds it)."""
     if model.moe is None:
         return 0
     moe = model.moe
-    bias = ((2 if moe.gated else 1) * moe.intermediate + model.hidden) if moe.expert_bias else 0
-    return mlp_parameters(model.hidden, moe.intermediate, moe.gated) + bias
+    bias = (2 if moe.gated else 1) * moe.intermediate if moe.expert_bias else 0
+    whole = model.hidden if moe.expert_bias else 0
+    return (mlp_parameters(model.hidden, moe.intermediate, moe.gated) + bias) // split + whole
 
 
 def gate_parameters(model: Model) -> int:

@@ -17,6 +17,7 @@ from planc.graph.traffic import byte_matrix, volumes
 from planc.placement import MemoryTable, Parallelism, Placement, StepTokens, largest_that_fits, step_tokens
 from planc.planner.certificate import Certificate
 from planc.spec import Spec
+from planc.verify.proof_record import ProofRecord
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -46,6 +47,7 @@ class Draft:
     blocks: PlanGraph
     notes: tuple[Diagnostic, ...] = ()
     certificate: Certificate | None = None
+    proof: ProofRecord | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,7 @@ class VerifiedPlan:
 
     ``blocks`` is the compact graph; `graph` its hub form as a networkx DiGraph, `expanded` the same as arrays.
     ``notes`` are warnings and notes for the reader; ``checks`` says what was verified; ``certificate`` says how good a
-    placement for known traffic is.
+    placement for known traffic is, ``proof`` what was executed.
     """
 
     spec: Spec
@@ -66,6 +68,7 @@ class VerifiedPlan:
     notes: tuple[Diagnostic, ...]
     checks: tuple[Check, ...]
     certificate: Certificate | None = None
+    proof: ProofRecord | None = None
 
     @cached_property
     def expanded(self) -> Expanded:

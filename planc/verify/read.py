@@ -86,7 +86,7 @@ def _read_draft(text: str, file: str) -> tuple[Draft, dict[str, Any]]:
     if faults_found:
         raise PlancError(faults_found)
     notes = tuple(plan_notes(spec, par, placement))  # derived, and compared with what the file says
-    return Draft(spec, par, data.reasons, placement, memory, graph, notes, data.certificate), record
+    return Draft(spec, par, data.reasons, placement, memory, graph, notes, data.certificate, data.proof), record
 
 
 def _read_spec(data: PlanFile, file: str) -> Spec:

@@ -14,6 +14,7 @@ from planc.placement import ITEMS, LayerPlacement, MemoryTable, Placement
 from planc.planner.certificate import Certificate
 from planc.verify.codec import encode_numbers
 from planc.verify.plan import VerifiedPlan
+from planc.verify.proof_record import ProofRecord
 
 SCHEMA = "planc.plan/1"
 
@@ -129,6 +130,7 @@ class PlanFile(_Part):
     notes: list[NoteRecord]
     checks: list[dict[str, Any]]
     certificate: Certificate | None = None
+    proof: ProofRecord | None = None
 
 
 def plan_record(plan: VerifiedPlan) -> dict[str, Any]:
@@ -141,7 +143,7 @@ def plan_record(plan: VerifiedPlan) -> dict[str, Any]:
             known[id(array)] = encode_numbers(array.tolist())
         return known[id(array)]
 
-    extra = {"certificate": plan.certificate.model_dump()} if plan.certificate is not None else {}
+    extra = {name: part.model_dump() for name in ("certificate", "proof") if (part := getattr(plan, name)) is not None}
     degrees = {key: getattr(par, key) for key in ParallelismRecord.model_fields if key != "stages"}
     tokens = plan.tokens
     return {

@@ -126,6 +126,7 @@ def verify(draft: Draft) -> VerifiedPlan:
         draft.notes,
         checks,
         draft.certificate,
+        draft.proof,
     )
     plan.__dict__["expanded"] = expanded  # already made: keep it for whoever asks
     return plan

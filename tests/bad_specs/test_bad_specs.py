@@ -49,6 +49,9 @@ ELSEWHERE = {
     "PLN410": "cli/test_gate_command.py",
     "PLN411": "cli/test_gate_command.py",
     "PLN412": "cli/test_gate_command.py",
+    "PLN420": "prove/test_processes.py",
+    "PLN421": "cli/test_prove_command.py",
+    "PLN422": "cli/test_prove_command.py",
     "PLN501": "cli/test_cli.py",
     "PLN900": "cli/test_cli.py",
 } | {f"PLN3{n:02}": "verify/test_mutations.py" for n in (*range(1, 16), 17)}

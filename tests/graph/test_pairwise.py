@@ -131,3 +131,11 @@ def test_an_example(example: Compiled) -> None:
     }  # 128 tokens × 2 choices over 16 experts
     assert "comm" not in direct.edges["L0.gate.r0", "L0.expert.r0"]
     assert direct.edges["L0.aggregate.r0", "L1.attn_qkv.r7"]["bytes"] == 128 * 7168 * 2
+
+
+def test_the_scatter_carries_every_micro_batch() -> None:
+    """64 sequences on 8 ranks: 8 tokens of [64] bf16 to every other rank, in however many micro-batches they then run."""
+    for micro_batches in (1, 2, 4):
+        plan = planc.compile(small_spec(parallelism={"ep": 8, "tp": 1}, workload={"micro_batches": micro_batches}))
+        matrix = plan.byte_matrix(plan.blocks.by_name["input_split"])
+        assert matrix[0].tolist() == [0, *[8 * 64 * 2] * 7] and not matrix[1:].any()

@@ -256,3 +256,11 @@ def test_a_limit_where_shorter_prompts_need_more(small: Small) -> None:
     )
     plan = planc.compile(spec)
     assert largest_that_fits(plan.spec, plan.parallelism, plan.placement, "isl") >= 1000
+
+
+def test_every_shard_of_an_expert_keeps_the_bias_of_the_output() -> None:
+    """8 experts on 2 holders of 4 ranks: 4 experts of 2 layers, a quarter of their matrices and up bias, the whole down bias."""
+    plan = planc.compile(
+        small_spec(model={"moe": MOE | {"expert_bias": True}}, parallelism={"ep": 8, "tp": 1, "expert_tp": 4})
+    )
+    assert set(plan.memory.items["experts"].tolist()) == {2 * 4 * ((2 * 64 * 32 + 32) // 4 + 64) * 2}
