@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from planc.cli.commands import load_any
-from planc.cli.estimate import read_bound
+from planc.cli.estimate import book_of, read_bound
 from planc.cli.output import print_json, write_text
 from planc.diagnostics import Diagnostic, PlancError, Span
 
@@ -21,7 +21,8 @@ def compare(options: argparse.Namespace) -> int:
         )
     bound = read_bound("--tpot", options.tpot)
     plans = [load_any(name) for name in options.plans]
-    found = [estimate(plan, traffic=known_traffic(plan, files=True)) for plan in plans]
+    book = book_of(options.fit, plans)
+    found = [estimate(plan, book=book, traffic=known_traffic(plan, files=True)) for plan in plans]
     group, bound = sides(found, bound)
     if options.json:
         print_json(comparison_record(group, bound, options.gpu_hour))

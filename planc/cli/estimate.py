@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from planc.cli.commands import load_any
@@ -11,6 +12,7 @@ from planc.cli.output import planning, print_json, say, write_text
 from planc.diagnostics import Diagnostic, PlancError, Span
 
 if TYPE_CHECKING:
+    from planc.cost.step import PriceBook
     from planc.schedule import Slow, Sweep
     from planc.verify import VerifiedPlan
 
@@ -36,19 +38,20 @@ def estimate(options: argparse.Namespace) -> int:
     bounds = read_bound("--tpot", options.tpot), read_bound("--ttft", options.ttft)
     _refuse_unused(options)
     plan = load_any(options.plan, options.set)
-    traffic = known_traffic(plan, files=True)
+    traffic, book = known_traffic(plan, files=True), book_of(options.fit, [plan])
     if sweep or options.best:
         from planc.schedule import Sweep
 
-        made = Sweep(plan, traffic)
+        made = Sweep(plan, traffic, book)
         return (
             _best(made, plan, bounds, options.json) if options.best else _swept(made, sweep or {}, options, bounds[0])
         )
     slow = _read_slow(plan, options.slow)
-    found = predict(plan, traffic=traffic, slow=slow)
+    found = predict(plan, book=book, traffic=traffic, slow=slow)
     straggler = None
     if slow is not None:
-        planned, moved = predict(plan, traffic=traffic), predict(plan, traffic=traffic, slow=slow, by_speed=True)
+        planned = predict(plan, book=book, traffic=traffic)
+        moved = predict(plan, book=book, traffic=traffic, slow=slow, by_speed=True)
         straggler = straggler_record(planned, found, moved)
     if options.json:
         more = {"straggler": straggler} if straggler else {}
@@ -57,6 +60,23 @@ def estimate(options: argparse.Namespace) -> int:
     parts = [estimate_text(found), *([straggler_text(straggler)] if straggler else [])]
     write_text("\n".join([*parts, *([path_text(found.own)] if options.path else [])]), None)
     return 0
+
+
+def book_of(files: Sequence[str], plans: Sequence[VerifiedPlan]) -> PriceBook:
+    """Prices from the fits in ``files``. Raises PlancError PLN408 for a fit of a GPU that no plan has."""
+    from planc.cost.fits import load_fit
+    from planc.cost.step import PriceBook
+
+    names = dict.fromkeys(group.gpu.name for plan in plans for group in plan.spec.cluster.groups)
+    fits = {}
+    for file in files:
+        fit = load_fit(file)
+        if fit.gpu not in names:
+            message = f"`{file}` is a fit of {fit.gpu}; the plan's GPUs are {', '.join(names)}"
+            hint = "measure those (docs/gpu.md); a fit says nothing of another GPU"
+            raise PlancError([Diagnostic("PLN408", message, "--fit", Span(file, 1, 1), hint)])
+        fits[fit.gpu] = fit
+    return PriceBook(fits)
 
 
 def _refuse_unused(options: argparse.Namespace) -> None:

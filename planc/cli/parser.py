@@ -47,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     part = command("compare", compare.compare, text, example)
     part.add_argument("plans", nargs="+", metavar="PLAN", help="folder of a plan, its plan.json, or a spec")
     part.add_argument("--tpot", metavar="TIME", help="common bound (default: the slowest plan's own TPOT)")
+    _fit(part)
     part.add_argument(
         "--gpu-hour", type=_dollars, metavar="DOLLARS", help="price of a GPU hour, for $ per million tokens"
     )
@@ -190,9 +191,15 @@ def _estimate(part: argparse.ArgumentParser) -> None:
     part.add_argument("--tpot", metavar="TIME", help="bound for --best, e.g. 20ms")
     part.add_argument("--ttft", metavar="TIME", help="bound for --best, e.g. 1s")
     part.add_argument("--path", action="store_true", help="list every op of the critical path")
+    _fit(part)
     text = "a GPU (its rank) or link (its name) that is slower than planned by a factor; may be repeated"
     part.add_argument("--slow", action="append", default=[], metavar="WHAT=FACTOR", help=text)
     part.add_argument("--json", action="store_true", help="print the prediction as JSON")
+
+
+def _fit(part: argparse.ArgumentParser) -> None:
+    text = "a fit file of a GPU of the plan, in place of the one that ships; may be repeated (docs/gpu.md)"
+    part.add_argument("--fit", action="append", default=[], metavar="FILE", help=text)
 
 
 def _prove(part: argparse.ArgumentParser) -> None:

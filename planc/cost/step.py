@@ -8,10 +8,10 @@ every other by its spec. No price is below its floor: FLOPs ÷ peak, bytes ÷ ba
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from planc.spec import Spec
 from planc.spec.cluster import Cluster, Gpu, Links
 from planc.spec.load import load_cluster, load_gpu, preset_names
 from planc.topology import LINK_KINDS, LinkLoads, Topology, pair_loads
+
+if TYPE_CHECKING:
+    from planc.cost.fits import FitFile
 
 #: what an op is counted under -> in words
 CLASS_NAMES = {
@@ -124,18 +127,21 @@ PROVENANCE_ORDER = ("spec", "derived", "extrapolated", "fitted")  #: from least 
 
 
 class PriceBook:
-    """Prices of kernels by GPU, kept; kernels asked for together are priced together."""
+    """Prices of kernels by GPU, kept; kernels asked for together are priced together. ``fits``: of GPUs by name, in place of
+    those that ship."""
 
-    def __init__(self) -> None:
+    def __init__(self, fits: Mapping[str, FitFile] | None = None) -> None:
+        self._fits = fits or {}
         self._costs: dict[tuple[int, int], tuple[Gpu, Links, Costs]] = {}  # holds what its keys are the ids of
         self._prices: dict[tuple[int, Kernel], Price] = {}
 
     def costs(self, gpu: Gpu, cluster: Cluster) -> Costs:
-        """Prices of a GPU on a cluster's links: by its fit where one ships and the spec is that of the preset."""
+        """Prices of a GPU on a cluster's links: by a fit that was given, or by the one that ships where the spec is that of the
+        preset."""
         key = id(gpu), id(cluster.links)
         if key not in self._costs:
-            fit = None
-            if gpu.name in preset_names("fits") and gpu.name in preset_names("gpus"):
+            fit = self._fits.get(gpu.name)
+            if fit is None and gpu.name in preset_names("fits") and gpu.name in preset_names("gpus"):
                 from planc.cost.fits import load_fit  # its models take a while to make: only where there is a fit
 
                 fit = load_fit(gpu.name) if _same_rates(gpu, load_gpu(gpu.name)) else None

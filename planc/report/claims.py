@@ -63,7 +63,7 @@ def longest_inputs(claim: Claim, found: Estimate) -> dict[str, int]:
     if claim.tpot is None or found.tpot is None:
         return {}
     batch = max(1, round(in_flight(claim) or found.plan.spec.workload.batch))
-    sweep = Sweep(found.plan, found.traffic)
+    sweep = Sweep(found.plan, found.traffic, found.own.prices.book)
 
     def longest(which: Literal["tpot", "floor"]) -> int:
         def reached(isl: int) -> bool:

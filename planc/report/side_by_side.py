@@ -62,7 +62,12 @@ def sides(found: Sequence[Estimate], bound: float | None) -> tuple[list[Side], f
     """The plans with their best batches under one TPOT bound: as given, else the slowest plan's own TPOT."""
     tpots = [one.tpot for one in found if one.tpot is not None]
     bound = bound if bound is not None else max(tpots, default=None)
-    return [Side(one, Sweep(one.plan, one.traffic).best_batch(bound, None) if bound else None) for one in found], bound
+    return [Side(one, sweep_of(one).best_batch(bound, None) if bound else None) for one in found], bound
+
+
+def sweep_of(found: Estimate) -> Sweep:
+    """Other workloads of a predicted plan, with the same traffic and prices."""
+    return Sweep(found.plan, found.traffic, found.own.prices.book)
 
 
 def reasons(first: Side, second: Side) -> list[tuple[str, float, float, float]]:
@@ -179,7 +184,7 @@ def ratio_grid(first: Side, second: Side) -> list[dict[str, Any]]:
     """Predicted ratios at equal batches and input lengths that fit both plans' memory. At one batch the ratio of TPS is that
     of the TPOTs turned over."""
     rows: list[dict[str, Any]] = []
-    sweeps = tuple(Sweep(side.found.plan, side.found.traffic) for side in (first, second))
+    sweeps = tuple(sweep_of(side.found) for side in (first, second))
     for isl in INPUTS:
         limits = [_limit(sweep, isl) for sweep in sweeps]
         for batch in BATCHES:

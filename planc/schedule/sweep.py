@@ -58,9 +58,9 @@ class Best:
 class Sweep:
     """Predicts a plan at other workloads; prices of kernels and the wiring of the graph are kept between them."""
 
-    def __init__(self, plan: Step, traffic: Traffic | None = None) -> None:
+    def __init__(self, plan: Step, traffic: Traffic | None = None, book: PriceBook | None = None) -> None:
         self.plan, self.traffic = plan, traffic
-        self.book = PriceBook()
+        self.book = book or PriceBook()
         self._wiring: dict[tuple[str, int], Wiring] = {}
         self._prefill: dict[tuple[int, int], Timeline] = {}
         self._chunk: dict[tuple[int, int, int], int] = {}

@@ -286,3 +286,18 @@ def test_what_a_claim_reaches_fits_memory_and_counts_the_traffic(run: Run) -> No
     sets += ["--set", "traffic={popularity: zipf, exponent: 2, tokens: 500}"]
     (uneven,) = parsed(run, "estimate", SPEC, *sets)["claims"]
     assert 64 <= uneven["longest_isl"]["predicted"] < 256 < even["longest_isl"]["predicted"]
+
+
+def test_a_fit_of_ones_own(run: Run, tmp_path: Path) -> None:
+    text = (ROOT / "specs" / "fits" / "h100-sxm.yaml").read_text()
+    slower = tmp_path / "mine.yaml"
+    slower.write_text(text.replace("compute_efficiency: 94.81 %", "compute_efficiency: 47 %"))
+    assert slower.read_text() != text
+    plain, mine = parsed(run, "estimate", SPEC), parsed(run, "estimate", SPEC, "--fit", slower)
+    assert mine["ttft_s"] > 1.05 * plain["ttft_s"] and mine["tpot_s"] >= plain["tpot_s"]
+    both = parsed(run, "compare", SPEC, SPEC, "--fit", slower)["plans"]
+    assert [p["ttft_s"] for p in both] == [mine["ttft_s"]] * 2
+    sweep = parsed(run, "estimate", SPEC, "--fit", slower, "--sweep", "batch=256")["points"][0]
+    assert sweep["ttft_s"] == mine["ttft_s"]
+    status, out, err = run("estimate", PAIR[0], "--fit", slower)
+    assert (status, out) == (1, "") and "PLN408" in err and "reference-h100" in err
