@@ -97,6 +97,8 @@ class Machine:
         self.copies = dispatch_copies(graph)
         self.length = draft.spec.workload.isl if draft.spec.workload.phase == "decode" else 0
         self.moved = Moved()
+        self.received = np.zeros(graph.world_size, dtype=np.int64)  #: most rows that a dispatch brought a rank
+        self.returned = np.zeros(graph.world_size, dtype=np.int64)  #: most values that a combine brought back
         self.ops = 0
         self.tokens = 0
         self.outputs: dict[int, list[dict[str, Value]]] = {}
@@ -430,6 +432,8 @@ def _dispatch(m: Machine, number: int, op: int, reads: Reads) -> Out:
                 out[member][expert] = Rows(rows, origin)
                 for a, b, _ in origin:
                     m.send(number, op, a, member, tokens[a][b], dtype)
+    for rank, arrived in zip(block.ranks[op].tolist(), out, strict=True):
+        m.received[rank] = max(m.received[rank], sum(len(some.origin) for some in arrived.values()))
     if wanted:
         expert = next(iter(wanted))
         raise Broken(m.name(number, op), f"no op runs expert {expert}, which {len(wanted[expert])} tokens chose")
@@ -502,6 +506,9 @@ def _combine(m: Machine, number: int, op: int, reads: Reads) -> Out:
                 m.name(number, op),
                 f"token {token} of rank {block.ranks[op, source]} comes back {count.min()} to {count.max()} times a choice",
             )
+    for source, part in parts.items():
+        rank = int(block.ranks[op, source])
+        m.returned[rank] = max(m.returned[rank], part.size)
     return {"parts": [parts.get(n) for n in range(block.ranks.shape[1])]}
 
 

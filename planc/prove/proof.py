@@ -24,7 +24,8 @@ TOLERANCE = 1e-9
 class Proof:
     """What was run and found. ``errors``: kind of op -> largest relative error; ``faults``: (op, what is wrong) of ops that
     could not run or computed something else; ``bytes_equal``: bytes of every collective and edge class against the plan's
-    byte matrices; ``memory_equal``: bytes of weights and KV cache on every rank against the memory table."""
+    byte matrices; ``memory_equal``: bytes of weights, KV cache and dispatch buffers on every rank against the memory
+    table."""
 
     name: str
     ranks: int
@@ -133,6 +134,7 @@ class Run:
             self.proof.ops, self.proof.tokens = machine.ops, machine.tokens
             if planned:
                 self.moved(machine.graph, machine.moved.collectives, machine.moved.edges)
+                self.buffers(machine)
             ids = self.output(want, stream)
             x = self.input(step + 1) if ids is None else self.again(ids)
             if self.proof.faults:
@@ -334,6 +336,20 @@ class Run:
             if size:
                 found[edge.comm] = found.get(edge.comm, 0) + size
         return found
+
+    def buffers(self, machine: Machine) -> None:
+        """Rows that came to every rank, results that left it and came back, against the dispatch buffers of the memory table:
+        the most of any layer, for every micro-batch."""
+        model = self.model
+        there, back = model.bytes_of("dispatch"), model.bytes_of("combine")
+        have = (machine.received * model.hidden * (there + back) + machine.returned * back) * self.mb
+        wrong = np.flatnonzero(have != self.draft.memory.items["dispatch_buffers"])
+        if len(wrong):
+            rank = int(wrong[0])
+            table = int(self.draft.memory.items["dispatch_buffers"][rank])
+            why = f"rank {rank} needs {int(have[rank])} bytes, where the memory table has {table}"
+            self.proof.faults.append(("dispatch_buffers", why))
+            self.proof.memory_equal = False
 
     def memory(self, held: Mapping[str, np.ndarray]) -> None:
         """Bytes held, by item and rank, against the memory table."""
