@@ -100,7 +100,7 @@ def h800(folder: Path, judged: list[Judged]) -> str:
         parts.append(Judged(family, "h800-sxm", constants, seconds, ratio, ratio, ratio, 1.0, interval, valid, words))
     absent = tuple(name for name in FAMILIES if name not in {part.family.name for part in parts})
     source = "DeepEP's published H800 figures; its intervals are assumed, four rows cannot tell them"
-    return fit_text("h800-sxm", source, SMS, parts, absent)
+    return fit_text("h800-sxm", source, SMS, parts, absent, like="h100-sxm")
 
 
 def _hardware(costs: Costs) -> Hardware:

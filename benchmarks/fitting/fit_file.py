@@ -45,9 +45,10 @@ def fit_text(
     judged: list[Judged],
     absent: tuple[str, ...] = (),
     writer: str = "benchmarks/accuracy.py",
+    like: str = "",
 ) -> str:
     """A fit file that `planc.cost.load_fit` accepts where every family is judged or ``absent``. ``sms``: streaming
-    multiprocessors; ``writer``: the program that its first line names."""
+    multiprocessors; ``writer``: the program that its first line names; ``like``: a GPU with the same chip."""
     head = [
         f"# Fitted times of {gpu}; written by {writer}. What each constant is: planc/cost/constants.py.",
         "# `interval`: the middle 90 % of measured ÷ predicted, inside the fitted sizes (`valid`) and outside them.",
@@ -55,6 +56,8 @@ def fit_text(
         f"source: {_quoted(source)}",
         f"sms: {sms}",
     ]
+    if like:
+        head.append(f"like: {like}")
     if absent:
         head.append(f"absent: [{', '.join(absent)}]")
     for one in judged:

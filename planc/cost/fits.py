@@ -44,6 +44,7 @@ class Fit(Strict, Generic[Constants]):
     dtype: Annotated[str, Field(max_length=40)] = ""  #: dtypes measured, as words
     rows: Annotated[int, Field(ge=1, le=10**7)]
     fill: Literal["packed", "spread"] = "spread"  #: how the skewed loads were rounded (`planc.cost.loads`)
+    derived: bool = False  #: measured on another GPU, whose chip is the same (`FitFile.like`)
     valid: dict[str, Annotated[tuple[_Bound, _Bound], Field(strict=False)]]
     interval: Interval
     constants: Constants
@@ -56,6 +57,7 @@ class FitFile(Strict):
     source: Annotated[str, Field(max_length=1000)] = ""
     sms: Annotated[int, Field(ge=1, le=10_000)]
     absent: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    like: Annotated[str, Field(max_length=100)] = ""  #: a GPU with the same chip, whose fit prices absent compute ops
     gemm: Fit[c.Gemm] | None = None
     expert_gemm_balanced: Fit[c.ExpertGemm] | None = None
     expert_gemm_skewed: Fit[c.ExpertGemm] | None = None
@@ -75,7 +77,9 @@ class FitFile(Strict):
 
 
 #: the families of a fit file
-FAMILIES = tuple(name for name in FitFile.model_fields if name not in ("gpu", "source", "sms", "absent"))
+FAMILIES = tuple(name for name in FitFile.model_fields if name not in ("gpu", "source", "sms", "absent", "like"))
+#: those that the chip alone decides, and no link
+COMPUTE = tuple(name for name in FAMILIES if name.startswith(("gemm", "expert_gemm", "attention", "mla")))
 
 
 def fit_names() -> list[str]:
@@ -93,7 +97,15 @@ def load_fit(path: str | os.PathLike[str]) -> FitFile:
     faults = list(_faults(fit, located, name))
     if faults:
         raise PlancError(faults)
-    return fit
+    return _with_chip(fit) if fit.like else fit
+
+
+def _with_chip(fit: FitFile) -> FitFile:
+    """The fit with the compute families of the GPU that has the same chip, marked derived, where it has none itself."""
+    other = load_fit(fit.like)
+    parts = {name: getattr(other, name) for name in COMPUTE if getattr(fit, name) is None}
+    taken = {name: part.model_copy(update={"derived": True}) for name, part in parts.items() if part is not None}
+    return fit.model_copy(update=taken | {"absent": tuple(name for name in fit.absent if name not in taken)})
 
 
 def _faults(fit: FitFile, located: Located, file: str) -> Iterator[Diagnostic]:
@@ -103,6 +115,9 @@ def _faults(fit: FitFile, located: Located, file: str) -> Iterator[Diagnostic]:
             found = found[:-1]
         return located.places.get(found, Span(file, 1, 1))
 
+    if fit.like and (fit.like not in fit_names() or fit.like == fit.gpu):
+        hint = f"there are fits of {', '.join(fit_names())}"
+        yield Diagnostic("PLN401", f"`{fit.like[:40]}` is no other GPU with a fit", "like", at("like"), hint)
     for name in fit.absent:
         if name not in FAMILIES:
             yield Diagnostic("PLN401", f"`{name[:40]}` in `absent` is not a family", "absent", at("absent"))

@@ -7,7 +7,8 @@
 
 Provenance: `fitted` is a fit inside its range of sizes; `extrapolated` one outside it, with a wider interval; `derived`
 the constants of a fit applied to what was not measured (another dtype, another op of the same nature); `spec` a roofline
-at the MFU and utilisation of the GPU's spec, where no fit exists. Another GPU's fit is never used.
+at the MFU and utilisation of the GPU's spec, where no fit exists. Another GPU's fit is used only where a fit file says that the
+chip is the same (`like`), and then `derived`.
 """
 
 from __future__ import annotations
@@ -241,7 +242,7 @@ def _inside(
         inside &= (s[name] >= low) & (s[name] <= high)
     if "ranks" in s:
         inside &= np.isin(s["ranks"], transfer.MEASURED_RANKS)
-    known = inside & ~np.asarray(derived)
+    known = inside & ~np.asarray(derived) & (not part.derived)
     (low, high), (lower, higher) = part.interval.inside, part.interval.outside
     if part.interval.rough is not None:
         low, high = (np.where(apart, *pair) for pair in zip(part.interval.rough, part.interval.inside, strict=True))

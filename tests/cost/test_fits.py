@@ -101,3 +101,13 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     with pytest.raises(PlancError) as refused:
         load_fit(path)
     assert len(refused.value.diagnostics) == 2
+
+
+@pytest.mark.parametrize("like", ["h100", "h800-sxm", "a100-sxm-80gb"])
+def test_a_chip_that_has_no_fit_cannot_be_named(tmp_path: Path, like: str) -> None:
+    text = (shipped_folder("specs") / "fits" / "h800-sxm.yaml").read_text()
+    path = tmp_path / "fit.yaml"
+    path.write_text(text.replace("like: h100-sxm", f"like: {like}"))
+    with pytest.raises(PlancError, match="PLN401") as caught:
+        load_fit(path)
+    assert "is no other GPU with a fit" in caught.value.diagnostics[0].message

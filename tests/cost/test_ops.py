@@ -161,9 +161,12 @@ def test_few_narrow_experts_may_be_slow() -> None:
     assert factor[0] < 1.5 and factor[1] > 2.5
 
 
-def test_h800_has_only_what_was_published_for_it() -> None:
+def test_h800_has_what_was_published_for_it_and_computes_as_its_chip_does() -> None:
     costs = load_costs("h800-sxm")
-    assert list(costs.price("gemm", MIDDLE["gemm"]).provenance) == ["spec"]
+    as_h100, other = costs.price("gemm", MIDDLE["gemm"]), load_costs("h100-sxm").price("gemm", MIDDLE["gemm"])
+    assert list(as_h100.provenance) == ["derived"] and as_h100.seconds == pytest.approx(other.seconds)
+    assert as_h100.high[0] > other.high[0] and as_h100.low[0] < other.low[0]
+    assert list(costs.price("all_reduce", {"ranks": 8, "bytes": 1e6, "library": "nccl"}).provenance) == ["spec"]
     assert list(costs.price("dispatch", MIDDLE["dispatch"] | {"tokens": 128}).provenance) == ["fitted"]
 
 
