@@ -75,6 +75,11 @@ class Costs:
     fit: FitFile | None
     hardware: Hardware
 
+    @property
+    def share(self) -> float:
+        """Share of the SMs that is left to compute."""
+        return self.hardware.sms / self.fit.sms if self.fit else 1.0
+
     def price(self, kind: str, sizes: Mapping[str, Any], dtype: str = "bf16") -> Prices:
         """Price ops of one kind and dtype. ``sizes``: the columns of the kind (`KINDS`), numbers or sequences of one
         length; `library` and `mode` words. The dtype of a collective, dispatch or combine does not count: bytes are
@@ -116,7 +121,7 @@ class Costs:
             return plain, plain.low, 0.0, "expert_gemm"
         own = s | {"tokens": s["rows"] / s["top_k"], "experts": s["active"]}
         seconds = compute.expert_gemm(part.constants, self.hardware, load, own, dtype)
-        derived = (s["gated"] == 0) | (dtype == "fp16")
+        derived = (s["gated"] == 0) | (dtype == "fp16") | (self.share < 1)
         found = _inside(part, s, seconds, derived=derived, apart=rough(family, s))
         return found, plain.low, float(part.constants.overhead), family
 
@@ -163,7 +168,8 @@ class Costs:
             as_gemm = {"m": s["tokens"], "n": s["experts" if kind == "gate" else "vocab"], "k": s["hidden"]}
             return _as_derived(self._plain("gemm", as_gemm, dtype))
         if kind in ("norm", "embedding", "attention_prefill"):
-            return spec_prices.streaming(self.gpu, self.fit.gemm if self.fit else None, kind, s, dtype)
+            gemm = self.fit.gemm if self.fit else None
+            return spec_prices.streaming(self.gpu, gemm, kind, s, dtype, self.share)
         part = getattr(self.fit, kind, None)
         if part is None:
             return spec_prices.plain(self.gpu, kind, s, dtype)
@@ -172,7 +178,8 @@ class Costs:
             seconds = compute.gemm(part.constants, self.hardware, s["m"], s["n"], s["k"], dtype)
         else:
             seconds = form(part.constants, self.hardware, s, dtype)
-        return _inside(part, s, seconds, derived=np.full(len(seconds), dtype not in part.dtype.split()))
+        derived = dtype not in part.dtype.split() or self.share < 1
+        return _inside(part, s, seconds, derived=np.full(len(seconds), derived))
 
 
 def rough(family: str, s: Mapping[str, np.ndarray]) -> Any:
@@ -201,11 +208,13 @@ def load_costs(gpu: str, fit: str | os.PathLike[str] | None = None) -> Costs:
     return costs_of(part, links, found)
 
 
-def costs_of(gpu: Gpu, links: Links | None, fit: FitFile | None) -> Costs:
-    """Prices of a GPU with a fit, or with none."""
+def costs_of(gpu: Gpu, links: Links | None, fit: FitFile | None, *, taken: int = 0) -> Costs:
+    """Prices of a GPU with a fit, or with none. ``taken``: SMs that communication has for itself, of a GPU with a fit."""
     peaks = {key: float(value) for key in ("bf16", "fp16", "fp8") if (value := getattr(gpu.peak, key)) is not None}
-    hardware = Hardware(peaks, float(gpu.memory_bandwidth), fit.sms if fit else DEFAULT_SMS)
-    return Costs(gpu, links, fit, hardware)
+    sms = fit.sms if fit else DEFAULT_SMS
+    if fit and taken:
+        peaks, sms = {key: value * (sms - taken) / sms for key, value in peaks.items()}, sms - taken
+    return Costs(gpu, links, fit, Hardware(peaks, float(gpu.memory_bandwidth), sms))
 
 
 def _columns(kind: str, sizes: Mapping[str, Any]) -> dict[str, np.ndarray]:

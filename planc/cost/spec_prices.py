@@ -42,9 +42,9 @@ def experts(gpu: Gpu, s: dict[str, np.ndarray], load: RankLoad, dtype: str) -> P
     return roofline(gpu, flops, size, dtype)
 
 
-def streaming(gpu: Gpu, gemm: Any, kind: str, s: dict[str, np.ndarray], dtype: str) -> Prices:
+def streaming(gpu: Gpu, gemm: Any, kind: str, s: dict[str, np.ndarray], dtype: str, share: float = 1.0) -> Prices:
     """Norm, embedding and prefill attention: never measured here. With a GEMM fit, its overhead and efficiencies stand
-    in (`derived`, its interval outside its range); without one, the spec's."""
+    in (`derived`, its interval outside its range); without one, the spec's. ``share``: of the SMs that compute has."""
     if kind == "norm":
         flops, size = counts.norm(s["tokens"], s["hidden"])
     elif kind == "embedding":
@@ -57,7 +57,9 @@ def streaming(gpu: Gpu, gemm: Any, kind: str, s: dict[str, np.ndarray], dtype: s
     from planc.cost.ops import Prices
 
     fitted = gemm.constants
-    compute = flops / (_peak(gpu, dtype) * (gpu.mfu if kind == "attention_prefill" else fitted.compute_efficiency))
+    compute = flops / (
+        share * _peak(gpu, dtype) * (gpu.mfu if kind == "attention_prefill" else fitted.compute_efficiency)
+    )
     memory = size / (float(gpu.memory_bandwidth) * fitted.memory_efficiency)
     seconds = fitted.overhead + np.maximum(compute, memory)
     low, high = gemm.interval.outside

@@ -132,20 +132,20 @@ class PriceBook:
 
     def __init__(self, fits: Mapping[str, FitFile] | None = None) -> None:
         self._fits = fits or {}
-        self._costs: dict[tuple[int, int], tuple[Gpu, Links, Costs]] = {}  # holds what its keys are the ids of
+        self._costs: dict[tuple[int, int, int], tuple[Gpu, Links, Costs]] = {}  # holds what its keys are the ids of
         self._prices: dict[tuple[int, Kernel], Price] = {}
 
-    def costs(self, gpu: Gpu, cluster: Cluster) -> Costs:
+    def costs(self, gpu: Gpu, cluster: Cluster, taken: int = 0) -> Costs:
         """Prices of a GPU on a cluster's links: by a fit that was given, or by the one that ships where the spec is that of the
-        preset."""
-        key = id(gpu), id(cluster.links)
+        preset. ``taken``: SMs that communication has for itself."""
+        key = id(gpu), id(cluster.links), taken
         if key not in self._costs:
             fit = self._fits.get(gpu.name)
             if fit is None and gpu.name in preset_names("fits") and gpu.name in preset_names("gpus"):
                 from planc.cost.fits import load_fit  # its models take a while to make: only where there is a fit
 
                 fit = load_fit(gpu.name) if _same_rates(gpu, load_gpu(gpu.name)) else None
-            self._costs[key] = gpu, cluster.links, costs_of(_whole_peaks(gpu), cluster.links, fit)
+            self._costs[key] = gpu, cluster.links, costs_of(_whole_peaks(gpu), cluster.links, fit, taken=taken)
         return self._costs[key][2]
 
     def prepare(self, costs: Costs, wanted: Iterable[Kernel]) -> None:
@@ -208,7 +208,8 @@ class StepPrices:
         self.plan, self.book, self.traffic = plan, book, traffic
         self._found: dict[object, BlockPrices] = {}
         spec = plan.spec
-        self._gpus = [book.costs(group.gpu, spec.cluster) for group in spec.cluster.groups]
+        taken = sms_of_exchanges(spec)
+        self._gpus = [book.costs(group.gpu, spec.cluster, taken) for group in spec.cluster.groups]
         self._at = Context(spec, plan.parallelism, kv_length(spec), product_dtype(spec))
         self.exchanges = Exchanges(plan, self.mode, traffic, speed)
 
@@ -531,6 +532,13 @@ def exchange_mode(spec: Spec) -> Mode:
     """How dispatch and combine send: as asked, else low-latency to decode and normal to prefill."""
     asked = spec.execution.all_to_all
     return asked if asked != "auto" else "low_latency" if spec.workload.phase == "decode" else "normal"
+
+
+def sms_of_exchanges(spec: Spec) -> int:
+    """SMs that dispatch and combine have for themselves: those of normal mode where micro-batches overlap, so that they run
+    beside computation. Low-latency mode leaves the SMs while data is on the way."""
+    overlap = spec.model.moe is not None and spec.workload.micro_batches > 1
+    return transfer.NORMAL_SMS if overlap and exchange_mode(spec) == "normal" else 0
 
 
 def _like_measured(cluster: Cluster) -> bool:

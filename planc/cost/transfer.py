@@ -13,6 +13,7 @@ from planc.cost.compute import smooth_max
 Array = np.ndarray
 
 GPUS_PER_NODE = 8  #: of the measured nodes; a dispatch over N nodes has 8·N ranks
+NORMAL_SMS = 20  #: that DeepEP's normal mode was measured on, and takes from computation
 MEASURED_RANKS = (2, 4, 8)  #: of the collectives
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_specs import GPU, small_spec
+from small_specs import GPU, ROOT, small_spec
 
 import planc
 from planc.cost.exchange import Exchanges
+from planc.cost.step import PriceBook, StepPrices, sms_of_exchanges
 from planc.schedule import Timeline, estimate, known_traffic, timeline
 
 BANDWIDTH = 0.5e12  # of a GPU of 1 TB/s at 50 %
@@ -150,3 +151,22 @@ def test_a_prompt_takes_its_share_of_the_prefill_steps() -> None:
 def test_a_prefill_step_takes_at_most_16384_tokens(isl: int, steps: int) -> None:
     found = estimate(planc.compile(small_spec(workload={"isl": isl}, gpu={"memory": "20 GB"})))
     assert found.prefill_steps == steps
+
+
+def test_normal_mode_takes_sms_from_overlapped_computation() -> None:
+    """20 of 132: what is bound by compute takes 132 ÷ 112 as long, what is bound by memory as long as before."""
+    sets = ["workload.phase=prefill", "workload.micro_batches=2", "workload.prefill_chunk=16384"]
+    spec = planc.load_spec(ROOT / "specs" / "mixtral-8x7b.yaml", sets)
+    plan = planc.compile(spec)
+    quiet = planc.compile(
+        planc.load_spec(ROOT / "specs" / "mixtral-8x7b.yaml", [*sets, "execution.all_to_all=low_latency"])
+    )
+    ours, all_sms = (StepPrices(p, PriceBook(), None) for p in (plan, quiet))
+    for block, price, other in zip(plan.blocks.blocks, ours.blocks, all_sms.blocks, strict=True):
+        ratio = float(price.seconds.max() / other.seconds.max()) if other.seconds.max() else 1.0
+        if block.kind in ("attn_qkv", "attn_core", "expert"):
+            assert 1.1 < ratio < 1.25 and price.provenance[0] in ("derived", "extrapolated")
+        if block.kind in ("residual_add", "aggregate"):
+            assert ratio == pytest.approx(1.0)
+    assert ours.blocks[0].floor.sum() == all_sms.blocks[0].floor.sum()  # floors know all SMs
+    assert sms_of_exchanges(planc.load_spec("mixtral-8x7b", sets[:1])) == 0  # nothing runs beside it
