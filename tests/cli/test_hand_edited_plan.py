@@ -84,6 +84,20 @@ TEXTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "latin-1": (lambda t: t.replace("small", "größe").encode("latin-1"), "PLN002"),
     "utf-16": (lambda t: t.encode("utf-16"), "PLN002"),
     "lone surrogate": (lambda t: t.replace("small", "\ud800"), "PLN002"),
+    "an escaped lone surrogate": (lambda t: t.replace('"small"', r'"\ud800"'), "PLN004"),
+    "an escaped lone surrogate in the model": (lambda t: t.replace('"kind": "mha"', r'"kind": "\uDC00"'), "PLN004"),
+    "an escaped lone surrogate for a key": (
+        lambda t: t.replace('"sources": {', r'"sources": {"\udc00\ud800": "",'),
+        "PLN004",
+    ),
+    "an escaped lone surrogate in a reason": (
+        lambda t: t.replace('"reasons": {', r'"reasons": {"x": "\ud800\ud800",'),
+        "PLN004",
+    ),
+    "an escaped lone surrogate after a backslash": (
+        lambda t: t.replace('"reasons": {', r'"reasons": {"x": "\\ud83d\udc00",'),
+        "PLN004",
+    ),
     "a key twice": (lambda t: t.replace('"parallelism": {', '"parallelism": {"dp": 1,', 1), "PLN005"),
     "a section twice": (lambda t: t.replace('{\n "schema"', '{"sources": {},\n "schema"'), "PLN005"),
     "a block's key twice": (lambda t: t.replace('"kind": "embed"', '"kind": "embed", "kind": "embed"'), "PLN005"),
@@ -108,6 +122,13 @@ def test_edited_text(name: str, text: str, tmp_path: Path) -> None:
     changed = change(text)
     assert changed != text
     assert answer(changed, tmp_path) == {code}
+
+
+def test_escapes_of_whole_characters(text: str, tmp_path: Path) -> None:
+    r"""Pairs of escapes are characters, and after an escaped backslash `\\ud800` is text."""
+    changed = text.replace('"reasons": {', r'"reasons": {"x": "\ud83d\ude00 \\\\ud800",')
+    assert changed != text
+    assert answer(changed, tmp_path) == set()
 
 
 # --- values ------------------------------------------------------------------------------------------------------------
