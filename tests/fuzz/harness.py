@@ -183,4 +183,4 @@ def _tried(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def json_text(tree: Any) -> str:
-    return json.dumps(tree, ensure_ascii=False)
+    return json.dumps(tree)  # which escapes half a surrogate pair, where UTF-8 cannot hold it
