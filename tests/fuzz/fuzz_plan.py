@@ -22,7 +22,7 @@ from fuzz.seeds import plans
 
 def run(text: str) -> None:
     try:
-        parse_plan(text)
+        plan_json(parse_plan(text)).encode()  # what was read can be written
     except PlancError as error:
         assert error.diagnostics
         assert all(d.span is not None for d in error.diagnostics)
