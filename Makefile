@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2
 
-.PHONY: help demo test check format bench bench-placement accuracy gpu schema nightly mutations figures lock wheel clean
+.PHONY: help demo test check format bench bench-placement accuracy gpu schema nightly fuzz mutations figures lock wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -30,6 +30,18 @@ test: .venv/.test  ## all tests
 nightly: .venv/.test  ## predict and prove thousands of random specs: make nightly PROOFS=3000
 	PLANC_EXAMPLES=2000 $(PYTEST) tests/properties/test_predictions.py
 	PLANC_PROOFS=$(PROOFS) $(PYTEST) tests/properties/test_proofs.py
+
+build/fuzz-venv/.made: requirements/run.txt
+	$(PYTHON) -m venv build/fuzz-venv
+	build/fuzz-venv/bin/python -m pip install -q --require-hashes -r requirements/run.txt
+	build/fuzz-venv/bin/python -m pip install -q atheris==3.0.0
+	touch $@
+
+SECONDS := 300
+fuzz: build/fuzz-venv/.made  ## fuzz the readers of specs and of plan.json, in an environment of its own: make fuzz SECONDS=300
+	PYTHONPATH=. build/fuzz-venv/bin/python tests/fuzz/fuzz_spec.py -max_total_time=$(SECONDS) -print_final_stats=1
+	PYTHONPATH=. build/fuzz-venv/bin/python tests/fuzz/fuzz_plan.py -max_total_time=$(SECONDS) -print_final_stats=1
+	@crashes=$$(find build/fuzz -name 'crash-*'); test -z "$$crashes" || { echo "$$crashes"; exit 1; }
 
 check: .venv/.dev  ## lint, types, import rules, tests
 	$(BIN)/ruff check planc tests benchmarks

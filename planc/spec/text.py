@@ -22,6 +22,7 @@ _INT = re.compile(r"[-+]?[0-9]+")
 _OCTAL_HEX = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _UNPRINTABLE = re.compile("[^\\t\\n\\r\\x20-\\x7e\\x85\\xa0-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _SPECIAL_FLOATS = {".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
 
 
@@ -143,6 +144,11 @@ def parse_json(text: str, file: str) -> Any:
             raise too_deep
         parts = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
         level = [v for part in parts for v in part]
+    half = _ESCAPED_HALF.search(text)
+    if half is not None and not _encodes(record):  # not a whole pair, nor text after a backslash
+        span = Span(file, text.count("\n", 0, half.start()) + 1, half.start() - text.rfind("\n", 0, half.start()))
+        message = "malformed JSON: an escape here or further on is half of a surrogate pair, which is no character"
+        raise PlancError([Diagnostic("PLN004", message, span=span)])
     if twice:
         found = [Diagnostic("PLN005", f"the key `{key[:60]}` appears twice", span=Span(file, 1, 1)) for key in twice]
         try:
@@ -151,6 +157,15 @@ def parse_json(text: str, file: str) -> Any:
             found = [d for d in error.diagnostics if d.code == "PLN005"] or found
         raise PlancError(found)
     return record
+
+
+def _encodes(record: Any) -> bool:
+    """Whether every text in the values can be written as UTF-8."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Composer:

@@ -37,7 +37,7 @@ def check_certificate(draft: Draft) -> Iterator[Diagnostic]:
     loads = np.stack(
         [_numbers(layer.loads, moe.experts, f"layers.{i}.loads", found) for i, layer in enumerate(record.layers)]
     )
-    nodes = _numbers(record.nodes, None, "nodes", found)
+    nodes = _numbers(record.nodes, None, "nodes", found, draft.spec.cluster.nodes)
     if not found and (loads.sum(axis=1) <= 0).any():
         found.append(_fault("a layer without load", "layers"))
     if found:
@@ -56,9 +56,10 @@ def _fault(message: str, path: str = "") -> Diagnostic:
     )
 
 
-def _numbers(text: str, count: int | None, path: str, found: list[Diagnostic]) -> np.ndarray:
+def _numbers(text: str, count: int | None, path: str, found: list[Diagnostic], most: int = 0) -> np.ndarray:
+    """``count`` numbers, or up to ``most``."""
     try:
-        numbers = decode_numbers(text)
+        numbers = decode_numbers(text, most if count is None else count)
     except ValueError as error:
         found.append(_fault(str(error), path))
         return np.ones(count or 0, dtype=np.int64)

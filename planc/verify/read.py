@@ -28,6 +28,7 @@ from planc.verify.record import SCHEMA, EdgeRecord, GraphRecord, MemoryRecord, P
 from planc.verify.verify import verify
 
 MAX_PLAN_BYTES = 512_000_000
+MAX_COPIES = 4_000_000  #: of a layer's experts in an EP group
 
 
 def load_plan(path: str | os.PathLike[str]) -> VerifiedPlan:
@@ -37,15 +38,19 @@ def load_plan(path: str | os.PathLike[str]) -> VerifiedPlan:
     verifier finds.
     """
     file = Path(path) / "plan.json" if os.path.isdir(path) else Path(path)
-    text = decode(read_bytes(file, MAX_PLAN_BYTES), str(file))
+    return parse_plan(decode(read_bytes(file, MAX_PLAN_BYTES), str(file)), file=str(file))
+
+
+def parse_plan(text: str, *, file: str = "<text>") -> VerifiedPlan:
+    """Like `load_plan`, for the text of a plan.json held in a string."""
     try:
-        draft, record = _read_draft(text, str(file))
+        draft, record = _read_draft(text, file)
         plan = verify(draft)
         changed = list(_differences(plan_record(plan), record, ""))
         if changed:
             raise PlancError(changed)
     except PlancError as error:
-        raise PlancError(_located(error.diagnostics, text, str(file))) from None
+        raise PlancError(_located(error.diagnostics, text, file)) from None
     return plan
 
 
@@ -80,9 +85,10 @@ def _read_draft(text: str, file: str) -> tuple[Draft, dict[str, Any]]:
     ]
     if not {"dp", "pp", "ep", "tp", "expert_tp"} <= data.reasons.keys() or (p.pp > 1 and "stages" not in data.reasons):
         faults_found.append(Diagnostic("PLN018", "a degree has no reason", "reasons"))
-    placement = _read_placement(data.placement, par, spec.model.moe_layer_ids, faults_found)
+    experts = spec.model.moe.experts if spec.model.moe else 0
+    placement = _read_placement(data.placement, par, experts, spec.model.moe_layer_ids, faults_found)
     memory = _read_memory(data.memory, par, faults_found)
-    graph = _read_graph(data.graph, faults_found)
+    graph = _read_graph(data.graph, par, faults_found)
     if faults_found:
         raise PlancError(faults_found)
     notes = tuple(plan_notes(spec, par, placement))  # derived, and compared with what the file says
@@ -108,22 +114,29 @@ def _read_spec(data: PlanFile, file: str) -> Spec:
     return spec
 
 
-def _numbers(text: str, path: str, found: list[Diagnostic]) -> np.ndarray:
+def _numbers(text: str, path: str, found: list[Diagnostic], most: int) -> np.ndarray:
+    """The numbers of a list that may have ``most`` of them: a few characters can stand for millions."""
     try:
-        return decode_numbers(text)
+        return decode_numbers(text, most)
     except ValueError as error:
         found.append(Diagnostic("PLN018", str(error), path))
         return np.zeros(0, dtype=np.int64)
 
 
 def _read_placement(
-    record: PlacementRecord, par: Parallelism, moe_layers: tuple[int, ...], found: list[Diagnostic]
+    record: PlacementRecord,
+    par: Parallelism,
+    experts: int,
+    moe_layers: tuple[int, ...],
+    found: list[Diagnostic],
 ) -> Placement:
     layers: dict[int, LayerPlacement] = {}
-    for number, row in enumerate(record.layers):
+    most = min(MAX_COPIES, experts * par.ep)
+    for number, row in enumerate(record.layers[: len(moe_layers)]):
         path = f"placement.layers.{number}"
         columns = [
-            _numbers(getattr(row, k), f"{path}.{k}", found).astype(np.int32) for k in ("experts", "ranks", "slots")
+            _numbers(getattr(row, k), f"{path}.{k}", found, most).astype(np.int32)
+            for k in ("experts", "ranks", "slots")
         ]
         if len({len(c) for c in columns}) != 1 or not len(columns[0]):
             found.append(Diagnostic("PLN018", "experts, ranks and slots are columns of equal length", path))
@@ -137,9 +150,9 @@ def _read_placement(
         if not all(np.array_equal(a, b) for a, b in zip((part.expert, part.rank, part.slot), columns, strict=True)):
             message = "the copies are not in the order of their experts and ranks, each with its turn on the rank"
             found.append(Diagnostic("PLN316", message, f"{path}.slots", hint="build the plan again, or undo the edit"))
-        for layer in _numbers(row.layers, f"{path}.layers", found).tolist():
+        for layer in _numbers(row.layers, f"{path}.layers", found, len(moe_layers)).tolist():
             layers[layer] = part
-    if not found and tuple(sorted(layers)) != moe_layers:
+    if not found and (tuple(sorted(layers)) != moe_layers or len(record.layers) > len(moe_layers)):
         found.append(Diagnostic("PLN018", "the layers placed are not the model's MoE layers", "placement"))
     return Placement(par, layers, record.rounds, record.relaxed)
 
@@ -147,8 +160,8 @@ def _read_placement(
 def _read_memory(rows: list[MemoryRecord], par: Parallelism, found: list[Diagnostic]) -> MemoryTable:
     items = {name: np.zeros(par.world_size, dtype=np.int64) for name in ITEMS}
     capacity, reserve = np.zeros((2, par.world_size), dtype=np.int64)
-    for number, row in enumerate(rows):
-        ranks = _numbers(row.ranks, f"memory.{number}.ranks", found)
+    for number, row in enumerate(rows[: par.world_size]):
+        ranks = _numbers(row.ranks, f"memory.{number}.ranks", found, par.world_size)
         if len(ranks) and ranks.max() >= par.world_size:
             found.append(Diagnostic("PLN018", f"rank {ranks.max()} is outside the world", f"memory.{number}.ranks"))
             continue
@@ -163,7 +176,7 @@ def _read_memory(rows: list[MemoryRecord], par: Parallelism, found: list[Diagnos
     return MemoryTable(items, capacity, reserve)
 
 
-def _read_graph(record: GraphRecord, found: list[Diagnostic]) -> PlanGraph:
+def _read_graph(record: GraphRecord, par: Parallelism, found: list[Diagnostic]) -> PlanGraph:
     blocks: list[OpBlock] = []
     shared: dict[tuple[str, int], np.ndarray] = {}
     for row in record.blocks:
@@ -173,13 +186,15 @@ def _read_graph(record: GraphRecord, found: list[Diagnostic]) -> PlanGraph:
         )
         key = (row.ranks, row.group)
         if key not in shared:  # equal rank lists become one array again, which expansion relies on for speed
-            firsts = _numbers(row.ranks, path, found)
-            if not 1 <= row.group <= 10**6 or len(firsts) * row.group > 10**7:
-                found.append(Diagnostic("PLN018", f"a group of {row.group} ranks", path))
-                firsts = firsts[:0]
-            shared[key] = (firsts[:, None] + np.arange(max(1, min(row.group, 10**6)))).astype(np.int32)
-        rows = None if row.rows is None else _numbers(row.rows, path, found)
-        experts = None if row.experts is None else _numbers(row.experts, path, found).astype(np.int32)
+            firsts = _numbers(row.ranks, path, found, par.world_size)  # an op names no rank that another one has
+            group = row.group
+            if not 1 <= group <= par.world_size or len(firsts) * group > par.world_size:
+                found.append(Diagnostic("PLN018", f"{len(firsts)} groups of {str(group)[:40]} ranks", path))
+                firsts, group = firsts[:0], 1
+            shared[key] = (firsts[:, None] + np.arange(group)).astype(np.int32)
+        ops = len(shared[key])
+        rows = None if row.rows is None else _numbers(row.rows, path, found, ops)
+        experts = None if row.experts is None else _numbers(row.experts, path, found, ops).astype(np.int32)
         blocks.append(
             OpBlock(
                 row.name,

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,20 @@ TEXTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "latin-1": (lambda t: t.replace("small", "größe").encode("latin-1"), "PLN002"),
     "utf-16": (lambda t: t.encode("utf-16"), "PLN002"),
     "lone surrogate": (lambda t: t.replace("small", "\ud800"), "PLN002"),
+    "an escaped lone surrogate": (lambda t: t.replace('"small"', r'"\ud800"'), "PLN004"),
+    "an escaped lone surrogate in the model": (lambda t: t.replace('"kind": "mha"', r'"kind": "\uDC00"'), "PLN004"),
+    "an escaped lone surrogate for a key": (
+        lambda t: t.replace('"sources": {', r'"sources": {"\udc00\ud800": "",'),
+        "PLN004",
+    ),
+    "an escaped lone surrogate in a reason": (
+        lambda t: t.replace('"reasons": {', r'"reasons": {"x": "\ud800\ud800",'),
+        "PLN004",
+    ),
+    "an escaped lone surrogate after a backslash": (
+        lambda t: t.replace('"reasons": {', r'"reasons": {"x": "\\ud83d\udc00",'),
+        "PLN004",
+    ),
     "a key twice": (lambda t: t.replace('"parallelism": {', '"parallelism": {"dp": 1,', 1), "PLN005"),
     "a section twice": (lambda t: t.replace('{\n "schema"', '{"sources": {},\n "schema"'), "PLN005"),
     "a block's key twice": (lambda t: t.replace('"kind": "embed"', '"kind": "embed", "kind": "embed"'), "PLN005"),
@@ -107,6 +122,13 @@ def test_edited_text(name: str, text: str, tmp_path: Path) -> None:
     changed = change(text)
     assert changed != text
     assert answer(changed, tmp_path) == {code}
+
+
+def test_escapes_of_whole_characters(text: str, tmp_path: Path) -> None:
+    r"""Pairs of escapes are characters, and after an escaped backslash `\\ud800` is text."""
+    changed = text.replace('"reasons": {', r'"reasons": {"x": "\ud83d\ude00 \\\\ud800",')
+    assert changed != text
+    assert answer(changed, tmp_path) == set()
 
 
 # --- values ------------------------------------------------------------------------------------------------------------
@@ -207,7 +229,8 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "a block in no layer": (lambda t: put(block(t, "attn_core"), "layer", 2), "PLN314"),
     "a block in a negative layer": (lambda t: put(block(t, "attn_core"), "layer", -1), "PLN314"),
     "a group of none": (lambda t: put(block(t, "dispatch"), "group", 0), "PLN018"),
-    "a group of a million": (lambda t: put(block(t, "dispatch"), "group", 10**6), "PLN308"),
+    "a group of a million": (lambda t: put(block(t, "dispatch"), "group", 10**6), "PLN018"),
+    "a group of more than 64 bits": (lambda t: block(t, "dispatch").update(ranks="", group=10**30), "PLN018"),
     "a negative group": (lambda t: put(block(t, "dispatch"), "group", -8), "PLN018"),
     "a split of none": (lambda t: put(block(t, "attn_core"), "split", 0), "PLN314 PLN304"),
     "another split": (lambda t: put(block(t, "attn_core"), "split", 4), "PLN304"),
@@ -262,6 +285,35 @@ def test_edited_values(name: str, text: str, tmp_path: Path) -> None:
     assert json.dumps(tree) != json.dumps(before)
     found = answer(json.dumps(tree), tmp_path)
     assert found & set(wanted.split()), found
+
+
+def flood(tree: Any, rows: list[Any], key: str, changes: dict[str, Any]) -> None:
+    """Two hundred rows like the first, each with its own text that stands for millions of numbers."""
+    rows += [rows[0] | changes | {key: f"0x{3_999_999 - i}"} for i in range(200)]
+
+
+FLOODS: dict[str, Edit] = {
+    "memory": lambda t: flood(t, t["memory"], "ranks", {}),
+    "ranks": lambda t: flood(t, t["graph"]["blocks"], "ranks", {"name": "more"}),
+    "rows": lambda t: flood(t, t["graph"]["blocks"], "rows", {"name": "more"}),
+    "experts": lambda t: flood(t, t["graph"]["blocks"], "experts", {"name": "more"}),
+    "groups": lambda t: t["graph"]["blocks"].extend(block(t, "gate") | {"group": 10**6 - i} for i in range(200)),
+    "copies": lambda t: flood(t, t["placement"]["layers"], "ranks", {"experts": "0x3999999", "slots": "0x3999999"}),
+    "layers": lambda t: flood(t, t["placement"]["layers"], "layers", {}),
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_small_file_stays_small(name: str, text: str, tmp_path: Path) -> None:
+    """A list of numbers may be no longer than the cluster or the model in the file allows: short texts stand for millions."""
+    tree = json.loads(text)
+    FLOODS[name](tree)
+    tracemalloc.start()
+    try:
+        assert answer(json.dumps(tree), tmp_path) == {"PLN018"}
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_faults_are_at_their_line(text: str, tmp_path: Path) -> None:
