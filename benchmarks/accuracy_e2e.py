@@ -23,8 +23,8 @@ from e2e_rows import CONTRADICTS, Row, read_rows
 from engine_step import Engine, Served
 
 from planc.cost import load_costs
+from planc.cost.book import PriceBook
 from planc.cost.ops import Costs
-from planc.cost.step import PriceBook
 from planc.diagnostics import PlancError
 from planc.pipeline import compile as compile_plan
 from planc.schedule.estimate import Estimate, estimate, token_time

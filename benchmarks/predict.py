@@ -67,7 +67,8 @@ def row(spec: str, seconds: float, peak: float) -> str:
     first = timeline(plan, wiring=wiring)
     ordered = program_order(plan, first.prices.blocks)
 
-    from planc.cost.step import PriceBook, StepPrices
+    from planc.cost.book import PriceBook
+    from planc.cost.step import StepPrices
     from planc.schedule import simulate
 
     price = quickest(lambda: StepPrices(plan, PriceBook(), None).blocks)

@@ -12,7 +12,7 @@ from planc.cli.output import planning, print_json, say, write_text
 from planc.diagnostics import Diagnostic, PlancError, Span
 
 if TYPE_CHECKING:
-    from planc.cost.step import PriceBook
+    from planc.cost.book import PriceBook
     from planc.schedule import Slow, Sweep
     from planc.verify import VerifiedPlan
 
@@ -64,8 +64,8 @@ def estimate(options: argparse.Namespace) -> int:
 
 def book_of(files: Sequence[str], plans: Sequence[VerifiedPlan]) -> PriceBook:
     """Prices from the fits in ``files``. Raises PlancError PLN408 for a fit of a GPU that no plan has."""
+    from planc.cost.book import PriceBook
     from planc.cost.fits import load_fit
-    from planc.cost.step import PriceBook
 
     names = dict.fromkeys(group.gpu.name for plan in plans for group in plan.spec.cluster.groups)
     fits = {}

@@ -8,30 +8,28 @@ every other by its spec. No price is below its floor: FLOPs ÷ peak, bytes ÷ ba
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from planc.cost import counts, transfer
+from planc.cost.book import PriceBook
 from planc.cost.exchange import Exchange, Exchanges, Mode, first_shards
 from planc.cost.kernels import Context, Kernel, kernels
 from planc.cost.loads import TILE
-from planc.cost.ops import Costs, Prices, costs_of
+from planc.cost.ops import Costs
+from planc.cost.price import NOTHING, BlockPrices, Price, added, block_prices, less, price_of, times_of
 from planc.graph import OpBlock, PlanGraph
 from planc.graph.traffic import byte_matrix
 from planc.graph.types import content
 from planc.placement import Parallelism, Placement
 from planc.routing import Traffic
 from planc.spec import Spec
-from planc.spec.cluster import Cluster, Gpu, Links
-from planc.spec.load import load_cluster, load_gpu, preset_names
+from planc.spec.cluster import Cluster, Links
+from planc.spec.load import load_cluster, preset_names
 from planc.topology import LINK_KINDS, LinkLoads, Topology, pair_loads
-
-if TYPE_CHECKING:
-    from planc.cost.fits import FitFile
 
 #: what an op is counted under -> in words
 CLASS_NAMES = {
@@ -76,129 +74,6 @@ class Step(Protocol):
     def placement(self) -> Placement: ...
     @property
     def blocks(self) -> PlanGraph: ...
-
-
-class Price(NamedTuple):
-    """Seconds of one op: estimate, 90 % interval, floor, and the part that no size shrinks (launches, latency).
-    ``family`` names what the constants are of: errors of one family are shared, those of two are not."""
-
-    seconds: float
-    low: float
-    high: float
-    floor: float
-    fixed: float
-    provenance: str
-    family: str
-
-    @classmethod
-    def of(cls, values: Iterable[float], provenance: str, family: str) -> Price:
-        """From the five times in their order."""
-        seconds, low, high, floor, fixed = values
-        return cls(seconds, low, high, floor, fixed, provenance, family)
-
-    @property
-    def times(self) -> tuple[float, float, float, float, float]:
-        """Estimate, bounds, floor and fixed part."""
-        return self.seconds, self.low, self.high, self.floor, self.fixed
-
-
-_NOTHING = Price(0.0, 0.0, 0.0, 0.0, 0.0, "derived", "none")
-
-
-@dataclass(frozen=True, eq=False)
-class BlockPrices:
-    """Prices of the ops of one block; float [ops] each. ``parts``: the Price rows that ops are made of, summed over kernels;
-    ``links`` and ``op``: int64 [uses], the link and the op of every use of a link, ``bytes``: float [uses]; empty for
-    what crosses no link. Blocks alike share one object."""
-
-    seconds: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    floor: np.ndarray
-    fixed: np.ndarray
-    provenance: tuple[str, ...]  #: words, worst first
-    family: str
-    links: np.ndarray
-    op: np.ndarray
-    bytes: np.ndarray
-
-
-PROVENANCE_ORDER = ("spec", "derived", "extrapolated", "fitted")  #: from least to most known
-
-
-class PriceBook:
-    """Prices of kernels by GPU, kept; kernels asked for together are priced together. ``fits``: of GPUs by name, in place of
-    those that ship."""
-
-    def __init__(self, fits: Mapping[str, FitFile] | None = None) -> None:
-        self._fits = fits or {}
-        self._costs: dict[tuple[int, int, int], tuple[Gpu, Links, Costs]] = {}  # holds what its keys are the ids of
-        self._prices: dict[tuple[int, Kernel], Price] = {}
-
-    def costs(self, gpu: Gpu, cluster: Cluster, taken: int = 0) -> Costs:
-        """Prices of a GPU on a cluster's links: by a fit that was given, or by the one that ships where the spec is that of the
-        preset. ``taken``: SMs that communication has for itself."""
-        key = id(gpu), id(cluster.links), taken
-        if key not in self._costs:
-            fit = self._fits.get(gpu.name)
-            if fit is None and gpu.name in preset_names("fits") and gpu.name in preset_names("gpus"):
-                from planc.cost.fits import load_fit  # its models take a while to make: only where there is a fit
-
-                fit = load_fit(gpu.name) if _same_rates(gpu, load_gpu(gpu.name)) else None
-            self._costs[key] = gpu, cluster.links, costs_of(_whole_peaks(gpu), cluster.links, fit, taken=taken)
-        return self._costs[key][2]
-
-    def prepare(self, costs: Costs, wanted: Iterable[Kernel]) -> None:
-        """Price kernels in as few calls as there are kinds and dtypes."""
-        groups: dict[tuple[str, str], list[Kernel]] = {}
-        for kernel in dict.fromkeys(wanted):
-            if (id(costs), kernel) not in self._prices:
-                groups.setdefault((kernel.kind, kernel.dtype), []).append(kernel)
-        for (kind, dtype), members in groups.items():
-            columns = {
-                name: np.array([dict(k.sizes)[name] for k in members], dtype=float) for name, _ in members[0].sizes
-            }
-            rows = _priced(costs, kind, columns, dtype)
-            for kernel, row in zip(members, rows, strict=True):
-                self._prices[id(costs), kernel] = row
-
-    def price(self, costs: Costs, kernel: Kernel) -> Price:
-        """The price of one kernel."""
-        if (id(costs), kernel) not in self._prices:
-            self.prepare(costs, [kernel])
-        return self._prices[id(costs), kernel]
-
-
-def _same_rates(gpu: Gpu, preset: Gpu) -> bool:
-    return gpu.peak == preset.peak and gpu.memory_bandwidth == preset.memory_bandwidth
-
-
-def _whole_peaks(gpu: Gpu) -> Gpu:
-    """The GPU with a peak for every dtype: what it cannot multiply it converts to one of 16 bit (or to what it has)."""
-    have = gpu.peak.bf16 or gpu.peak.fp16 or gpu.peak.fp8
-    peaks = {name: getattr(gpu.peak, name) or have for name in ("bf16", "fp16", "fp8")}
-    return gpu.model_copy(update={"peak": gpu.peak.model_copy(update=peaks)})
-
-
-def _priced(costs: Costs, kind: str, columns: dict[str, np.ndarray], dtype: str) -> list[Price]:
-    """Price rows of one kind: estimate, floor, fixed part."""
-    if kind == "experts":
-        found, floor, fixed, family = costs.experts_of_rank(columns, dtype)
-    else:
-        found = costs.price(kind, columns, dtype)
-        floor, fixed, family = costs.floor(kind, columns, dtype), costs.fixed(kind), _FAMILY.get(kind, kind)
-    rows = zip(
-        np.maximum(found.seconds, floor).tolist(),
-        np.maximum(found.low, floor).tolist(),
-        np.maximum(found.high, floor).tolist(),
-        floor.tolist(),
-        found.provenance.tolist(),
-        strict=True,
-    )
-    return [Price(s, low, max(high, s), f, min(fixed, s), str(word), family) for s, low, high, f, word in rows]
-
-
-_FAMILY = {"gate": "gemm", "head": "gemm", "norm": "elementwise", "embedding": "elementwise"}
 
 
 class StepPrices:
@@ -285,9 +160,9 @@ class StepPrices:
         parts = kernels(self._at, block)
         groups = self._gpu_of_op(block)
         by_group = {
-            g: _added([self.book.price(self._gpus[g], kernel) for kernel in parts]) for g in np.unique(groups).tolist()
+            g: added([self.book.price(self._gpus[g], kernel) for kernel in parts]) for g in np.unique(groups).tolist()
         }
-        return _block([by_group[g] for g in groups.tolist()])
+        return block_prices([by_group[g] for g in groups.tolist()])
 
     def _experts(self, block: OpBlock) -> BlockPrices:
         """What each op's rows add to the grouped GEMM of its rank, turn after turn."""
@@ -307,22 +182,22 @@ class StepPrices:
             index = index[per_op]
         groups = self._gpu_of_op(block)
         ranks = part.rank[index]
-        rows = []
-        for n, (rank, group) in enumerate(zip(ranks.tolist(), groups.tolist(), strict=True)):
-            rows.append((n, group, tuple(before[rank]), tuple(upto[rank])))
+        turns = [(g, tuple(before[r]), tuple(upto[r])) for r, g in zip(ranks.tolist(), groups.tolist(), strict=True)]
         tokens = float(exchange.pairs.sum() / moe.top_k / par.expert_tp)
         wanted: dict[int, set[Kernel]] = {}
-        for _, group, *loads in rows:
+        for group, *loads in turns:
             wanted.setdefault(group, set()).update(self._grouped(load, tokens) for load in loads if load[0])
         for group, members in wanted.items():
             self.book.prepare(self._gpus[group], sorted(members, key=lambda k: k.sizes))
         chunks = plan.spec.execution.expert_chunks
         found = []
-        for _, group, less, more in rows:
-            last = self.book.price(self._gpus[group], self._grouped(more, tokens)) if more[0] else _NOTHING
-            first = self.book.price(self._gpus[group], self._grouped(less, tokens)) if less[0] else _NOTHING
-            found.append(_times(_less(last, first), chunks))
-        return _block(found)
+        for group, earlier, with_this in turns:
+            both = (
+                self.book.price(self._gpus[group], self._grouped(load, tokens)) if load[0] else NOTHING
+                for load in (with_this, earlier)
+            )
+            found.append(times_of(less(*both), chunks))
+        return block_prices(found)
 
     def _grouped(self, load: tuple[float, ...], tokens: float) -> Kernel:
         model, par = self.plan.spec.model, self.plan.parallelism
@@ -371,7 +246,7 @@ class StepPrices:
             links.append(used)
             ops.append(np.full(len(used), op))
             sizes.append(loads[used] * width)
-        return _block(found, np.concatenate(links), np.concatenate(ops), np.concatenate(sizes))
+        return block_prices(found, np.concatenate(links), np.concatenate(ops), np.concatenate(sizes))
 
     def _exchange_price(
         self,
@@ -419,7 +294,7 @@ class StepPrices:
         found = costs.inside(
             fit, s, seconds, derived=np.array([not (even and told)]), apart=self.mode == "normal" and nodes > 1
         )
-        return _price(found, floor, fixed, family)
+        return price_of(found, floor, fixed, family)
 
     def _against_preset(self, gpu: str) -> tuple[float, float]:
         """Bandwidth of the cluster's NVLink and NIC over that of the machines that were measured."""
@@ -434,7 +309,7 @@ class StepPrices:
 
         used = np.flatnonzero(sizes)
         if not len(used):
-            return _NOTHING._replace(family=family, provenance="spec")
+            return NOTHING._replace(family=family, provenance="spec")
         kinds = set(self.topology.kind_of_link[used].tolist())
         links = self.plan.spec.cluster.links
         far = any(LINK_KINDS[k].startswith(("nic", "spine")) for k in kinds)
@@ -460,7 +335,7 @@ class StepPrices:
             if first is None or block.rows is not None or not near:
                 first = self._collective(block, op, loads)
             found.append(first)
-        return _block(found, np.concatenate(links), np.concatenate(ops), np.concatenate(sizes))
+        return block_prices(found, np.concatenate(links), np.concatenate(ops), np.concatenate(sizes))
 
     def _inside_domains(self, block: OpBlock) -> bool:
         domain = self.plan.spec.cluster.domain_of_rank[block.ranks]
@@ -503,7 +378,7 @@ class StepPrices:
             found = costs.price(kind, sizes | {"library": library})
             least = costs.price(kind, {"ranks": float(group), "bytes": 1.0, "library": library})
             near, _ = self._against_preset(costs.gpu.name)
-            price = _price(found, floor, float(least.seconds[0]), f"{kind}_{library}", near)
+            price = price_of(found, floor, float(least.seconds[0]), f"{kind}_{library}", near)
             if near != 1.0 or block.kind == "broadcast":
                 price = price._replace(provenance="derived")
             best = price if best is None or price.seconds < best.seconds else best
@@ -551,67 +426,3 @@ def _like_measured(cluster: Cluster) -> bool:
 def _reversed(topology: Topology, loads: np.ndarray) -> np.ndarray:
     """The loads when everything goes the other way."""
     return LinkLoads(topology, loads).reversed().tokens
-
-
-def _price(found: Prices, floor: float, fixed: float, family: str, faster: float = 1.0) -> Price:
-    """One row of Prices, for links ``faster`` than those it is of: all but the fixed part takes less, and the interval is as
-    wide in proportion."""
-    seconds, low, high = (float(getattr(found, name)[0]) for name in ("seconds", "low", "high"))
-    if faster != 1.0:
-        scale = (fixed + max(0.0, seconds - fixed) / faster) / seconds
-        seconds, low, high = seconds * scale, low * scale, high * scale
-    word = str(found.provenance[0])
-    return Price(
-        max(seconds, floor),
-        max(low, floor),
-        max(high, floor, seconds),
-        floor,
-        min(fixed, max(seconds, floor)),
-        word,
-        family,
-    )
-
-
-def _added(parts: Sequence[Price]) -> Price:
-    """Kernels one after another."""
-    if not parts:
-        return _NOTHING
-    sums = [sum(values) for values in zip(*(p.times for p in parts), strict=True)]
-    word = min((p.provenance for p in parts), key=PROVENANCE_ORDER.index)
-    return Price.of(sums, word, max(parts, key=lambda p: p.seconds).family)
-
-
-def _less(whole: Price, part: Price) -> Price:
-    """What a whole has more than a part of it. Where the two are not equally sure, or one is at its floor, bounds may have
-    less difference than times: they are kept in order."""
-    seconds, low, high, floor, fixed = (max(0.0, a - b) for a, b in zip(whole.times, part.times, strict=True))
-    floor = min(floor, seconds)
-    low, high = min(max(low, floor), seconds), max(high, seconds)
-    return Price(seconds, low, high, floor, min(fixed, seconds), whole.provenance, whole.family)
-
-
-def _times(price: Price, count: int) -> Price:
-    return price if count == 1 else Price.of([count * v for v in price.times], price.provenance, price.family)
-
-
-def _block(
-    rows: Sequence[Price],
-    links: np.ndarray | None = None,
-    op: np.ndarray | None = None,
-    size: np.ndarray | None = None,
-) -> BlockPrices:
-    seconds, low, high, floor, fixed = np.array([row.times for row in rows]).T.copy()
-    none = np.zeros(0, dtype=np.int64)
-    words = tuple(sorted({row.provenance for row in rows}, key=PROVENANCE_ORDER.index))
-    return BlockPrices(
-        seconds,
-        low,
-        high,
-        floor,
-        fixed,
-        words,
-        rows[0].family,
-        none if links is None else links,
-        none if op is None else op,
-        np.zeros(0) if size is None else size,
-    )

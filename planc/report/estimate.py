@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from planc.cost.step import CLASS_NAMES, PROVENANCE_ORDER
+from planc.cost.price import PROVENANCE_ORDER
+from planc.cost.step import CLASS_NAMES
 from planc.report.claims import claim_records, claim_rows
 from planc.schedule import Estimate, Timeline
 from planc.schedule.sweep import Best, Point

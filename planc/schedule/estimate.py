@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from planc.cost import Floors, step_floors
-from planc.cost.step import PriceBook, Step
+from planc.cost.book import PriceBook
+from planc.cost.step import Step
 from planc.placement import largest_that_fits, memory_table, step_tokens
 from planc.routing import Traffic
 from planc.schedule.simulate import Slow

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from planc.cost.step import BlockPrices, Step
+from planc.cost.price import BlockPrices
+from planc.cost.step import Step
 from planc.graph import OpBlock
 
 

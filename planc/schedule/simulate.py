@@ -19,7 +19,8 @@ from functools import cached_property
 
 import numpy as np
 
-from planc.cost.step import BlockPrices, Step, StepPrices
+from planc.cost.price import BlockPrices
+from planc.cost.step import Step, StepPrices
 from planc.graph import Expanded, OpBlock, expand
 from planc.graph.types import content
 from planc.schedule.order import on_communication_stream, takes_time

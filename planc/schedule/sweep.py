@@ -6,7 +6,8 @@ import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from planc.cost.step import PriceBook, Step
+from planc.cost.book import PriceBook
+from planc.cost.step import Step
 from planc.placement import Parallelism, largest_that_fits, step_tokens
 from planc.routing import Traffic
 from planc.schedule.estimate import Estimate, prefill_chunk, prefill_step

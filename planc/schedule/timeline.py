@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from planc.cost.step import CLASSES, PriceBook, Step, StepPrices, class_of
+from planc.cost.book import PriceBook
+from planc.cost.step import CLASSES, Step, StepPrices, class_of
 from planc.graph import OpBlock, expand
 from planc.routing import Traffic
 from planc.schedule.order import on_communication_stream, program_order, takes_time

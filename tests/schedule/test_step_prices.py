@@ -10,8 +10,9 @@ import pytest
 from small_specs import GPU, ROOT, small_spec
 
 import planc
+from planc.cost.book import PriceBook
 from planc.cost.exchange import Exchanges
-from planc.cost.step import PriceBook, StepPrices, sms_of_exchanges
+from planc.cost.step import StepPrices, sms_of_exchanges
 from planc.schedule import Timeline, estimate, known_traffic, timeline
 
 BANDWIDTH = 0.5e12  # of a GPU of 1 TB/s at 50 %
