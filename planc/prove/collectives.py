@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planc.placement import step_tokens
-from planc.prove.execute import Broken, Members, Out, Reads, Routed, Rows, Value
 from planc.prove.model import Array
+from planc.prove.values import Broken, Members, Out, Reads, Routed, Rows, Value
 from planc.units import split_evenly
 
 if TYPE_CHECKING:

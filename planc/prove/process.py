@@ -1,6 +1,6 @@
 """One process of a small plan: its own ranks' ops in program order, and torch.distributed between the processes.
 
-Local ops are the executor's (`planc.prove.execute`); collectives are done here once more, over gloo, with nothing but what
+Local ops are the executor's (`planc.prove.kinds`); collectives are done here once more, over gloo, with nothing but what
 the process holds. Before a collective its processes tell each other which op they are in and what they bring, so that
 another order or another size is an error with a name, not a hang or a wrong sum.
 """
@@ -16,11 +16,13 @@ import numpy as np
 
 from planc.graph.types import range_text
 from planc.prove.collectives import COLLECTIVES
-from planc.prove.execute import KINDS, Broken, Machine, Members, Out, Value, value_bytes
+from planc.prove.execute import Machine
 from planc.prove.holdings import Held, held_bytes, holdings
+from planc.prove.kinds import KINDS
 from planc.prove.model import Array, Weights
 from planc.prove.proof import Proof, Run
 from planc.prove.share import Share, crossings
+from planc.prove.values import Broken, Members, Out, Value, value_bytes
 
 #: how sure a fault is to be a cause: what an op found, what waited too long, what was left alone or waited at the end of a step
 FOUND, WAITED, LEFT = 0, 1, 2

@@ -11,10 +11,12 @@ import numpy as np
 
 from planc.graph import OpBlock, PlanGraph, expand
 from planc.placement import step_tokens
-from planc.prove.execute import WRONG, Broken, Machine, planned_choices
+from planc.prove.execute import Machine
 from planc.prove.holdings import Held, held_bytes, holdings
+from planc.prove.kinds import planned_choices
 from planc.prove.model import Array, Sequence, Weights, Whole, drawn
 from planc.prove.shrink import Small, shrink
+from planc.prove.values import WRONG, Broken
 from planc.verify import Draft, VerifiedPlan
 
 TOLERANCE = 1e-9

@@ -15,7 +15,8 @@ import numpy as np
 
 from planc.graph import EdgeBlock, OpBlock, PlanGraph, expand
 from planc.placement import LayerPlacement, Parallelism, Placement, memory_table
-from planc.prove.execute import dispatch_copies, program_order
+from planc.prove.execute import program_order
+from planc.prove.kinds import dispatch_copies
 from planc.prove.shrink import Small, shrink, small_spec
 from planc.spec.load import spec_from_values
 from planc.units import split_evenly

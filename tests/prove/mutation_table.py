@@ -32,7 +32,7 @@ from breaking import (
 from small_specs import ROOT
 from test_mutations import MUTATIONS
 
-from planc.prove import execute, holdings, model, prove
+from planc.prove import holdings, kinds, model, prove
 from planc.verify import Draft
 from planc.verify.verify import faults
 
@@ -270,28 +270,28 @@ def _dispatch_next(m: Any, number: int, op: int, reads: Any) -> Any:
 
 
 holdings_attention, holdings_mlp, holdings_head = holdings.attention_shard, holdings.mlp_shard, holdings.head_shard
-positions, attn_core, attn_out = execute.m_positions, execute._attn_core, execute._attn_out
-combine, dispatch = execute._combine, execute._dispatch
+positions, attn_core, attn_out = kinds.m_positions, kinds._attn_core, kinds._attn_out
+combine, dispatch = kinds._combine, kinds._dispatch
 
 WRONGS = [
-    Wrong("weights of choices exchanged", "leader", "execute.route", _wrong_share),
-    Wrong("weights of choices all alike", "idle", "execute.route", _equal_share),
-    Wrong("a gate that chooses the worst", "idle", "execute.route", _second_best),
-    Wrong("rows that come back in another order", "turns", "execute.KIND combine", _half_back),
-    Wrong("tokens sent in place of others", "sharded", "execute.KIND dispatch", _dispatch_next),
+    Wrong("weights of choices exchanged", "leader", "kinds.route", _wrong_share),
+    Wrong("weights of choices all alike", "idle", "kinds.route", _equal_share),
+    Wrong("a gate that chooses the worst", "idle", "kinds.route", _second_best),
+    Wrong("rows that come back in another order", "turns", "kinds.KIND combine", _half_back),
+    Wrong("tokens sent in place of others", "sharded", "kinds.KIND dispatch", _dispatch_next),
     Wrong("attention heads of the neighbour held", "sharded", "holdings.attention_shard", _other_shard),
     Wrong("keys of the neighbour's heads held", "dense", "holdings.attention_shard", _other_kv_head),
     Wrong("attention of another layer held", "leader", "holdings.attention_shard", _next_layer),
     Wrong("half of an MLP's shard is the neighbour's", "dense", "holdings.mlp_shard", _mixed_mlp),
     Wrong("every shard of an expert is the first", "shards", "holdings.mlp_shard", _first_shard),
     Wrong("every shard of the head is the first", "sharded", "holdings.head_shard", _first_columns),
-    Wrong("positions one too far", "leader", "execute.m_positions", _one_position_on),
-    Wrong("scores twice as large", "stages", "execute.attend", _unscaled),
-    Wrong("a token that does not attend to itself", "stages", "execute.attend", _older_only),
-    Wrong("a millionth added to every product", "scatter", "execute.KIND attn_out", _a_millionth),
-    Wrong("no norm before attention", "sharded", "execute.rms", lambda x, w: x),
-    Wrong("tokens of the batch in another order", "stages", "execute.KIND input", _other_order),
-    Wrong("the oldest token missing from the KV cache", "sharded", "execute.KIND attn_core", _forgetful),
+    Wrong("positions one too far", "leader", "kinds.m_positions", _one_position_on),
+    Wrong("scores twice as large", "stages", "kinds.attend", _unscaled),
+    Wrong("a token that does not attend to itself", "stages", "kinds.attend", _older_only),
+    Wrong("a millionth added to every product", "scatter", "kinds.KIND attn_out", _a_millionth),
+    Wrong("no norm before attention", "sharded", "kinds.rms", lambda x, w: x),
+    Wrong("tokens of the batch in another order", "stages", "kinds.KIND input", _other_order),
+    Wrong("the oldest token missing from the KV cache", "sharded", "kinds.KIND attn_core", _forgetful),
 ]
 # fmt: on
 
@@ -311,7 +311,7 @@ def _without_last(draft: Draft, source: str, target: str) -> Draft:
 def _patched(name: str, wrong: Any) -> AbstractContextManager[Any]:
     module, _, rest = name.partition(".")
     if rest.startswith("KIND "):
-        return patch.dict(execute.KINDS, {rest.removeprefix("KIND "): wrong})
+        return patch.dict(kinds.KINDS, {rest.removeprefix("KIND "): wrong})
     return patch(f"planc.prove.{module}.{rest}", wrong)
 
 
