@@ -57,14 +57,14 @@ def _panel(panel: Panel, left: float, top: float, unit: float) -> list[str]:
         return y0 + (y1 - y0) * (math.log10(value) - low) / (high - low)
 
     out = [f'<text x="{x0}" y="{top + 14}" font-weight="bold">{panel.title}</text>']
-    out.append(f'<text x="{x0}" y="{top + 27}" fill="#666" font-size="10">{panel.note}</text>')
+    out.append(f'<text x="{x0}" y="{top + 27}" fill="#666">{panel.note}</text>')
     out.append(f'<rect x="{x0}" y="{y1}" width="{x1 - x0}" height="{y0 - y1}" fill="none" stroke="#999"/>')
     for power in range(math.ceil(low), math.floor(high) + 1):
         x, y = across(10.0**power), up(10.0**power)
         out.append(f'<path d="M{x:.1f} {y0}V{y1}M{x0} {y:.1f}H{x1}" stroke="#e4e4e4"/>')
-        label = f"{10**power:,}" if power >= 0 else f"{10.0**power:g}"
-        out.append(f'<text x="{x:.1f}" y="{y0 + 13}" text-anchor="middle" font-size="9">{label}</text>')
-        out.append(f'<text x="{x0 - 4}" y="{y + 3:.1f}" text-anchor="end" font-size="9">{label}</text>')
+        label = _label(power)
+        out.append(f'<text x="{x:.1f}" y="{y0 + 13}" text-anchor="middle">{label}</text>')
+        out.append(f'<text x="{x0 - 4}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     bottom, most = 10.0**low, 10.0**high
     for factor, dash in ((1.0, ""), (1.25, ' stroke-dasharray="3 3"'), (0.8, ' stroke-dasharray="3 3"')):
         first, last = max(bottom, bottom / factor), min(most, most / factor)
@@ -78,3 +78,10 @@ def _panel(panel: Panel, left: float, top: float, unit: float) -> list[str]:
             f'<path d="{dots}" stroke="{COLOURS[gpu]}" stroke-width="2.4" stroke-linecap="round" stroke-opacity="0.45"/>'
         )
     return out
+
+
+def _label(power: int) -> str:
+    """A power of ten, short enough to stand a decade from the next."""
+    if power < 3:
+        return f"{10.0**power:g}"
+    return f"{10 ** (power % 3)}{'kMGT'[power // 3 - 1]}"
