@@ -99,10 +99,10 @@ def read_ops(path: str | os.PathLike[str]) -> OpList:
 
 
 def _check_header(header: list[str], span: Span) -> None:
+    found = ",".join(header)[:200] or "nothing"
+    hint = f"the first line names the columns, as in kind,dtype,m,n,k; it has: {found}"
     faults = [
-        Diagnostic(
-            "PLN404", f"the column `{column}` is missing", span=span, hint=f"first line: {','.join(header)[:200]}"
-        )
+        Diagnostic("PLN404", f"the column `{column}` is missing", span=span, hint=hint)
         for column in ("kind", "dtype")
         if column not in header
     ]
