@@ -41,6 +41,14 @@ def _for_all(m: Process, number: int, op: int, values: list[Value]) -> list[Valu
     return out
 
 
+def _first(m: Process, number: int, op: int, own: list[int], read: Members) -> Array | None:
+    """What the first member brings, on the process that it is on; elsewhere nothing."""
+    value = read[0][0] if 0 in own and read[0] else None
+    if 0 in own and value is None:
+        raise Broken(m.name(number, op), "its first member has nothing to send")
+    return value
+
+
 def _alike(m: Process, number: int, op: int, arrays: list[Array]) -> list[int]:
     """The group's processes, once all of its members bring arrays of one shape."""
     if len({array.shape for array in arrays}) > 1:
@@ -54,9 +62,7 @@ def _input_split(m: Process, number: int, op: int, reads: Reads) -> Out:
     """A scatter of a replica's part of the batch over its TP groups, from the first member."""
     ranks, own = _ranks(m, number, op), m.own(number, op)
     processes = m.processes(ranks)
-    part = reads["batch"][0][0] if 0 in own and reads["batch"][0] else None
-    if 0 in own and part is None:
-        raise Broken(m.name(number, op), "its first member has nothing to send")
+    part = _first(m, number, op, own, reads["batch"])
     shape = m.same(number, op, processes, part)
     groups = len(ranks) // m.par.tp
     size = shape[0] // groups
@@ -141,9 +147,7 @@ def _all_gather(m: Process, number: int, op: int, reads: Reads) -> Out:
 def _broadcast(m: Process, number: int, op: int, reads: Reads) -> Out:
     ranks, own = _ranks(m, number, op), m.own(number, op)
     processes = m.processes(ranks)
-    first = reads["x"][0][0] if 0 in own and reads["x"][0] else None
-    if 0 in own and first is None:
-        raise Broken(m.name(number, op), "its first member has nothing to send")
+    first = _first(m, number, op, own, reads["x"])
     shape = m.same(number, op, processes, first)
     data = np.zeros(shape) if first is None else np.array(first)
     if len(processes) > 1:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import html
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_certificates import CASES, made
+from pages import inside, measured_page, named, no_two_texts_overlap
 
 from planc.render.placement import expert_heat_map_svg, link_bars_svg
 from planc.render.text import text_width
 
 pytestmark = pytest.mark.browser
 
-#: writes, for every figure and for the page's font and the widest one, what each text and shape measures
-SCRIPT = """
-const box = e => { const b = e.getBBox(); return [b.x, b.y, b.width, b.height]; };
+#: what each text and shape of a figure measures
+MEASURE = """
 function measure(figure) {
   const scale = figure.getBoundingClientRect().width / 1000;
   const texts = [...figure.querySelectorAll('text')].map(t => {
@@ -32,16 +30,6 @@ function measure(figure) {
   const parts = [...figure.querySelectorAll('[id]')].map(e => ({id: e.id, box: box(e), titles: e.querySelectorAll('title').length}));
   return {name: figure.parentNode.id, scale, page: figure.viewBox.baseVal.height, texts, shapes, parts};
 }
-const figures = [...document.querySelectorAll('svg')];
-const result = [];
-for (const font of ['', 'DejaVu Sans']) {
-  if (font) figures.forEach(f => f.setAttribute('font-family', font));
-  result.push(...figures.map(measure));
-}
-const out = document.createElement('pre');
-out.id = 'result';
-out.textContent = JSON.stringify(result);
-document.body.replaceChildren(out);
 """
 
 
@@ -53,30 +41,16 @@ def measured(tmp_path_factory: pytest.TempPathFactory, dump_dom: Callable[[Path]
         certificate, placement, node_of_rank = made(case)
         figures.append((f"{name}, heat map", expert_heat_map_svg(certificate, placement, node_of_rank)))
         figures.append((f"{name}, links", link_bars_svg(certificate)))
-    page = tmp_path_factory.mktemp("page") / "figures.html"
-    head = '<!doctype html><html><head><meta charset="utf-8"></head><body style="margin:0">'
-    body = "\n".join(f'<figure style="margin:0" id="{name}">{text}</figure>' for name, text in figures)
-    page.write_text(f"{head}{body}<script>{SCRIPT}</script></body></html>", encoding="utf-8")
-    text = dump_dom(page).partition('<pre id="result">')[2].partition("</pre>")[0]
-    found: list[dict[str, Any]] = json.loads(html.unescape(text))
+    found = measured_page(tmp_path_factory.mktemp("page"), dump_dom, named(figures), MEASURE)
     assert [f["name"] for f in found] == [name for name, _ in figures] * 2
     return found
-
-
-def _inside(inner: list[float], outer: list[float]) -> bool:
-    return (
-        inner[0] >= outer[0]
-        and inner[1] >= outer[1]
-        and inner[0] + inner[2] <= outer[0] + outer[2]
-        and inner[1] + inner[3] <= outer[1] + outer[3]
-    )
 
 
 def test_everything_lies_inside_the_page(measured: list[dict[str, Any]]) -> None:
     for figure in measured:
         page = [0, 0, 1000, figure["page"]]
         for item in (*figure["texts"], *figure["shapes"]):
-            assert _inside(item["box"], page), (figure["name"], item)
+            assert inside(item["box"], page), (figure["name"], item)
 
 
 def test_numbers_lie_inside_their_cells(measured: list[dict[str, Any]]) -> None:
@@ -86,22 +60,14 @@ def test_numbers_lie_inside_their_cells(measured: list[dict[str, Any]]) -> None:
             if text["cell"] and text["text"].isdigit() and "heat map" in figure["name"]:
                 held += 1
                 cell = text["cell"]
-                assert _inside([text["box"][0], cell[1], text["box"][2], 0], cell), (figure["name"], text)
+                assert inside([text["box"][0], cell[1], text["box"][2], 0], cell), (figure["name"], text)
                 middle = text["box"][1] + text["box"][3] / 2
                 assert abs(middle - cell[1] - cell[3] / 2) <= 2, (figure["name"], text)
     assert held > 1000
 
 
 def test_no_two_texts_overlap(measured: list[dict[str, Any]]) -> None:
-    for figure in measured:
-        texts = sorted(figure["texts"], key=lambda t: t["box"][1])
-        for i, a in enumerate(texts):
-            ax, ay, aw, ah = a["box"]
-            for b in texts[i + 1 :]:
-                bx, by, bw, _ = b["box"]
-                if by >= ay + ah - 2:  # the boxes are as high as the font, the texts lower
-                    break
-                assert bx >= ax + aw - 0.5 or ax >= bx + bw - 0.5, (figure["name"], a["text"], b["text"])
+    no_two_texts_overlap(measured, 2)
 
 
 def test_text_is_large_enough_and_as_wide_as_was_counted_on(measured: list[dict[str, Any]]) -> None:

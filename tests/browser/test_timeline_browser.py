@@ -3,8 +3,6 @@ the browser itself."""
 
 from __future__ import annotations
 
-import html
-import json
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -13,15 +11,15 @@ from typing import Any
 
 import pytest
 from made_timelines import SWEEPS, TIMELINES, made_timeline
+from pages import inside, measured_page, named, no_two_texts_overlap
 
 from planc.render import timeline_svg, tps_tpot_svg
 from planc.render.text import text_width
 
 pytestmark = pytest.mark.browser
 
-#: writes, for every figure and for the page's font and the widest one, what each text and shape measures
-SCRIPT = """
-const box = e => { const b = e.getBBox(); return [b.x, b.y, b.width, b.height]; };
+#: what each text and shape of a figure measures
+MEASURE = """
 function measure(figure) {
   const scale = figure.getBoundingClientRect().width / 1000;
   const texts = [...figure.querySelectorAll('text')].map(t => {
@@ -37,16 +35,6 @@ function measure(figure) {
   });
   return {name: figure.parentNode.id, scale, page: figure.viewBox.baseVal.height, texts, shapes};
 }
-const figures = [...document.querySelectorAll('svg')];
-const result = [];
-for (const font of ['', 'DejaVu Sans']) {
-  if (font) figures.forEach(f => f.setAttribute('font-family', font));
-  result.push(...figures.map(measure));
-}
-const out = document.createElement('pre');
-out.id = 'result';
-out.textContent = JSON.stringify(result);
-document.body.replaceChildren(out);
 """
 
 
@@ -57,23 +45,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory, dump_dom: Callable[[Path]
     figures += [
         (f"{name}, sweep", tps_tpot_svg(points, bound_s=bound, name="lab")) for name, (points, bound) in SWEEPS.items()
     ]
-    page = tmp_path_factory.mktemp("page") / "figures.html"
-    head = '<!doctype html><html><head><meta charset="utf-8"></head><body style="margin:0">'
-    body = "\n".join(f'<figure style="margin:0" id="{name}">{text}</figure>' for name, text in figures)
-    page.write_text(f"{head}{body}<script>{SCRIPT}</script></body></html>", encoding="utf-8")
-    text = dump_dom(page).partition('<pre id="result">')[2].partition("</pre>")[0]
-    found: list[dict[str, Any]] = json.loads(html.unescape(text))
+    found = measured_page(tmp_path_factory.mktemp("page"), dump_dom, named(figures), MEASURE)
     assert [f["name"] for f in found] == [name for name, _ in figures] * 2
     return found
-
-
-def _inside(inner: list[float], outer: list[float], slack: float = 0.0) -> bool:
-    return (
-        inner[0] >= outer[0] - slack
-        and inner[1] >= outer[1] - slack
-        and inner[0] + inner[2] <= outer[0] + outer[2] + slack
-        and inner[1] + inner[3] <= outer[1] + outer[3] + slack
-    )
 
 
 def _meet(a: list[float], b: list[float], slack: float = 0.0) -> bool:
@@ -89,7 +63,7 @@ def test_everything_lies_inside_the_page(measured: list[dict[str, Any]]) -> None
     for figure in measured:
         page = [0, 0, 1000, figure["page"]]
         for item in (*figure["texts"], *figure["shapes"]):
-            assert _inside(item["box"], page, 0.01), (figure["name"], item)
+            assert inside(item["box"], page, 0.01), (figure["name"], item)
 
 
 def test_text_lies_inside_its_bar(measured: list[dict[str, Any]]) -> None:
@@ -98,20 +72,12 @@ def test_text_lies_inside_its_bar(measured: list[dict[str, Any]]) -> None:
         for text in figure["texts"]:
             if text["bar"]:
                 held += 1
-                assert _inside(text["box"], text["bar"], 0.5), (figure["name"], text)
+                assert inside(text["box"], text["bar"], 0.5), (figure["name"], text)
     assert held > 200
 
 
 def test_no_two_texts_overlap(measured: list[dict[str, Any]]) -> None:
-    for figure in measured:
-        texts = sorted(figure["texts"], key=lambda t: t["box"][1])
-        for i, a in enumerate(texts):
-            ax, ay, aw, ah = a["box"]
-            for b in texts[i + 1 :]:
-                bx, by, bw, _ = b["box"]
-                if by >= ay + ah - 2:  # the boxes are as high as the font, the texts lower
-                    break
-                assert bx >= ax + aw - 0.5 or ax >= bx + bw - 0.5, (figure["name"], a["text"], b["text"])
+    no_two_texts_overlap(measured, 2)
 
 
 def test_text_is_large_enough_and_as_wide_as_was_counted_on(measured: list[dict[str, Any]]) -> None:
@@ -176,7 +142,7 @@ def test_batch_numbers_stand_clear_of_points_and_of_the_bound(measured: list[dic
             continue
         batches = {f"{p.batch:,}" for p in SWEEPS[figure["name"].removesuffix(", sweep")][0]}
         plot = next(s["box"] for s in figure["shapes"] if s["tag"] == "rect" and s["box"][3] == 420)
-        labels = [t for t in figure["texts"] if t["text"] in batches and _inside(t["box"], plot)]
+        labels = [t for t in figure["texts"] if t["text"] in batches and inside(t["box"], plot)]
         assert len(labels) >= min(3, len(batches))
         marks = [s["box"] for s in figure["shapes"] if s["tag"] == "circle" or s["id"] == "tps-tpot-bound"]
         for label in labels:

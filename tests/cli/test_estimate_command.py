@@ -11,25 +11,10 @@ import pytest
 from small_specs import ROOT
 
 import planc
-from planc import cli
 
 Run = Callable[..., tuple[int, str, str]]
 SPEC = "mixtral-8x7b"
 PAIR = "moe-4l-64gpu", "moe-4l-16gpu-baseline"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        try:
-            status = cli.main([str(a) for a in arguments])
-        except SystemExit as left:
-            status = left.code if isinstance(left.code, int) else 1
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def parsed(run: Run, *arguments: object) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from planc import cli
 from planc.report import gate as gate_module
 from planc.report.gate import GateRequest, gate_report, gate_text
 from planc.routing.bias import imbalance
@@ -20,30 +18,9 @@ SPEC = "mixtral-8x7b"
 ZIPF = ("--set", "traffic={popularity: zipf, exponent: 0.8, tokens: 600, seed: 4}")
 
 
-class Answer:
-    """What one run of `planc gate` gave."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-    @property
-    def json(self) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads(self.out)
-        return value
-
-
 @pytest.fixture
-def gate(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Answer:
-        try:
-            status = cli.main(["gate", *(str(a) for a in arguments)])
-        except SystemExit as left:
-            status = left.code if isinstance(left.code, int) else 1
-        return Answer(status, *capsys.readouterr())
-
-    return call
+def gate(run):
+    return lambda *arguments: run("gate", *arguments)
 
 
 def test_before_and_after_as_json(gate) -> None:

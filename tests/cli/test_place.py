@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from planc import cli
 from planc.planner import plan as planning
 from planc.spec import shipped_folder
 
@@ -19,30 +18,9 @@ SAMPLES = shipped_folder("specs") / "traffic"
 SPEC = "moe-61l-ep64-dp2"
 
 
-class Answer:
-    """What one run of `planc place` gave."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-    @property
-    def json(self) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads(self.out)
-        return value
-
-
 @pytest.fixture
-def place(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Answer:
-        try:
-            status = cli.main(["place", "--workers", "1", *(str(a) for a in arguments)])
-        except SystemExit as left:
-            status = left.code if isinstance(left.code, int) else 1
-        return Answer(status, *capsys.readouterr())
-
-    return call
+def place(run):
+    return lambda *arguments: run("place", "--workers", "1", *arguments)
 
 
 def traffic(path: Path, tokens: int = 300, layers: int = 3, experts: int = 16, seed: int = 0) -> Path:

@@ -8,25 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from planc import cli
 from planc.prove import proof as proving
 
 Run = Callable[..., tuple[int, str, str]]
 SPEC = "mixtral-8x7b"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        try:
-            status = cli.main([str(a) for a in arguments])
-        except SystemExit as left:
-            status = left.code if isinstance(left.code, int) else 1
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def test_a_proof_in_words_and_as_json(run: Run) -> None:

@@ -7,11 +7,8 @@ tests are skipped; in CI they fail.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from registry import installed
 from small_specs import ROOT, Compiled, Small
 
 import planc
@@ -45,30 +43,9 @@ HALVES = DP | {"workload": {"batch": 64, "micro_batches": 2}, "model": {"vocab":
 @pytest.fixture(scope="session")
 def torch_home() -> Path:
     """A folder with torch, made on first use and kept."""
-    key = hashlib.sha256("\n".join((sys.version, TORCH, INDEX)).encode()).hexdigest()[:12]
-    home = ROOT / "build" / f"torch-{key}"
-    whole = home / "whole"
-    home.parent.mkdir(exist_ok=True)
-    with (home.parent / f"torch-{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes side by side make it once
-        if not whole.exists():
-            shutil.rmtree(home, ignore_errors=True)
-            pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-            only = ("--retries=1", "--no-deps", "--no-compile", "--only-binary=:all:", "--no-cache-dir")
-            done = subprocess.run(
-                [*pip, "install", "-q", *only, f"--index-url={INDEX}", f"--target={home}", TORCH],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-                reason = f"torch cannot be installed: {' '.join(errors) or done.stderr[-500:]}"
-                if os.environ.get("CI"):
-                    pytest.fail(reason)
-                pytest.skip(reason)
-            whole.touch()
-    return home
+    return installed(
+        "torch", (TORCH, INDEX), lambda home: ["install", f"--index-url={INDEX}", f"--target={home}", TORCH]
+    )
 
 
 @pytest.fixture

@@ -7,19 +7,16 @@ skipped; in CI it fails.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
-import shutil
 import subprocess
-import sys
 import venv
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from small_specs import ROOT, Compiled
+from registry import installed
+from small_specs import Compiled
 
 from planc import pipeline
 from planc.schedule import Timeline, timeline
@@ -42,30 +39,12 @@ PACKAGES = (
 @pytest.fixture(scope="session")
 def hta_python() -> Path:
     """Python of an environment with HolisticTraceAnalysis, made on first use and kept."""
-    key = hashlib.sha256("\n".join((sys.version, *PACKAGES)).encode()).hexdigest()[:12]
-    home = ROOT / "build" / f"hta-{key}"
-    python, whole = home / "bin" / "python", home / "whole"
-    home.parent.mkdir(exist_ok=True)
-    with (home.parent / f"hta-{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes side by side make it once
-        if not whole.exists():
-            shutil.rmtree(home, ignore_errors=True)
-            venv.create(home, symlinks=True)
-            pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
-            done = subprocess.run(
-                [*pip, "install", "-q", "--retries=1", "--no-deps", "--no-compile", "--only-binary=:all:", *PACKAGES],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-                reason = f"HolisticTraceAnalysis cannot be installed: {' '.join(errors) or done.stderr[-500:]}"
-                if os.environ.get("CI"):
-                    pytest.fail(reason)
-                pytest.skip(reason)
-            whole.touch()
-    return python
+
+    def into(home: Path) -> list[str]:
+        venv.create(home, symlinks=True)
+        return ["--python", str(home / "bin" / "python"), "install", *PACKAGES]
+
+    return installed("HolisticTraceAnalysis", PACKAGES, into) / "bin" / "python"
 
 
 def _read(python: Path, folders: Iterable[Path]) -> list[dict[int, dict[str, float]]]:
