@@ -172,6 +172,8 @@ def test_every_fault_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("text", "words"),
     [
         ("", "`kind` is missing"),
+        ("", "as in kind,dtype,m,n,k; it has: nothing"),
+        ("m,n,k\n1,2,3\n", "as in kind,dtype,m,n,k; it has: m,n,k"),
         ("m,n,k\n1,2,3\n", "`kind` is missing"),
         ("kind,dtype,m,n\ngemm,bf16,1,2\n", "gemm needs the column `k`"),
         ("kind,dtype,m,n,k\ngemm,bf16,1,2\n", "4 cells under 5 columns"),
