@@ -296,7 +296,8 @@ def _reapportion(
 def _recount(table: np.ndarray, loads: np.ndarray, counts: np.ndarray, bound: float) -> None:
     """Move copies from expert to expert, pack each outcome anew, and keep the best while it is better: for layers that stay
     far from their bound, as where one expert fills many holders. Each outcome is a layer to the code above, so all are
-    packed at once. With few experts every move is tried."""
+    packed at once. With few experts every move is tried. `_improve` looks at all full holders, so it may leave the fullest
+    one fuller than it was: what it makes of an outcome is kept only where it does not."""
     holders, slots = table.shape
     few = len(counts) <= _FEW
     copies, near = int(counts.sum()), bound * (1 + (_NEAR if few else _FAR))
@@ -317,7 +318,10 @@ def _recount(table: np.ndarray, loads: np.ndarray, counts: np.ndarray, bound: fl
         if after[best] >= fullest * (1 - 1e-4):
             return
         table[:], counts[:] = tables[best], tried[best]
-        _improve(table, loads, counts, bound)
+        further, moved = table.copy(), counts.copy()
+        _improve(further, loads, moved, bound)
+        if holder_loads(further[None], loads[None], moved[None]).max() <= after[best]:
+            table[:], counts[:] = further, moved
 
 
 def _moves(loads: np.ndarray, counts: np.ndarray, holders: int, hot: np.ndarray | None) -> list[np.ndarray]:
