@@ -70,7 +70,7 @@ def words(proof: Proof) -> str:
         f"{proof.name}: the plan computes what the model does",
         f"  {proof.ops:,} ops on {proof.ranks} ranks, layers {range_text(sorted(proof.layers.values()))}, {proof.steps} steps; {sizes}",
         f"  largest relative error {proof.max_relative_error:.2g} (float64, bound 1e-9); {proof.tokens:,} tokens routed",
-        f"  {moved:,} bytes moved by collectives, each op's matrix equal to the plan's; weights, KV cache and dispatch buffers of every rank equal to its memory table",
+        f"  {moved:,} bytes moved by collectives, each op's matrix equal to the plan's; every item of every rank's memory equal to its memory table",
         f"  {proof.seconds:.2f} s",
     ]
     return "\n".join(lines) + "\n"

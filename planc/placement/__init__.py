@@ -2,7 +2,15 @@
 
 from planc.placement.degrees import Placed, resolve
 from planc.placement.experts import LayerPlacement, Placement, check_rule, layer_placement, place_experts
-from planc.placement.memory import ITEMS, WEIGHT_ITEMS, MemoryTable, copy_tokens, largest_that_fits, memory_table
+from planc.placement.memory import (
+    ITEMS,
+    WEIGHT_ITEMS,
+    MemoryTable,
+    copy_tokens,
+    largest_that_fits,
+    memory_table,
+    working_sets,
+)
 from planc.placement.mesh import Parallelism, StepTokens, step_tokens
 from planc.placement.policy import POLICIES, POLICY_NAMES
 
@@ -25,4 +33,5 @@ __all__ = [
     "place_experts",
     "resolve",
     "step_tokens",
+    "working_sets",
 ]

@@ -138,31 +138,46 @@ def _layer_counts(spec: Spec, par: Parallelism) -> tuple[np.ndarray, np.ndarray]
 
 
 def _activations(spec: Spec, par: Parallelism, placement: Placement) -> np.ndarray:
-    """Peak activation bytes of one micro-batch: the residual stream twice (input and running sum), and the largest
-    set of inputs and outputs that one op keeps alive beside it. int64 [pp, ep] or broadcastable."""
+    """Peak activation bytes of one micro-batch: the residual stream twice (input and running sum), and the largest working
+    set of an op beside it. int64 [pp, ep]."""
+    stream = 2 * step_tokens(spec, par).group * spec.model.hidden * spec.model.bytes_of("activations")
+    return np.asarray(np.maximum.reduce(list(working_sets(spec, par, placement).values())) + stream)
+
+
+def working_sets(spec: Spec, par: Parallelism, placement: Placement) -> dict[str, np.ndarray]:
+    """Op kind -> bytes that the largest such op of each rank reads and makes in a micro-batch, beside the residual stream.
+    Rows on their way to and from experts are dispatch buffers; collectives work in place, but for the gather of the logits.
+    int64 [pp, ep]."""
     model, tp = spec.model, par.tp
-    t, a, size = step_tokens(spec, par), model.attention, model.bytes_of("activations")
-    heads = a.heads // tp
+    t, a, moe, mlp, h = step_tokens(spec, par), model.attention, model.moe, model.dense_mlp, model.hidden
+    q, o = a.heads // tp * a.q_head_dim, a.heads // tp * a.out_head_dim
     kv_new = a.kv_width if a.kind == "mla" else 2 * max(1, a.kv_head_count // tp) * a.head_dim
-    peaks = [
-        t.group * (heads * (a.q_head_dim + a.out_head_dim) + kv_new),
-        t.group * (heads * a.out_head_dim + model.hidden),
-    ]
-    if model.dense_mlp and model.dense_layer_ids:
-        up = 2 if model.dense_mlp.gated else 1
-        peaks.append(t.group * (up * model.dense_mlp.intermediate // tp + model.hidden))
-    if model.vocab:
-        peaks.append(t.logits * padded_width(model.vocab, tp) * (tp + 1))
-    base = np.full((par.pp, par.ep), max(peaks) * size, dtype=np.int64)
-    if model.moe is not None:
-        up = 2 if model.moe.gated else 1
-        if model.moe.shared_width:
-            width = model.moe.shared_width // (tp if par.leaders_gate else 1)
+    values: dict[str, np.ndarray | int] = {
+        "attn_qkv": t.group * (h + q + kv_new),
+        "attn_core": t.group * (q + kv_new + o),
+    }
+    values["attn_out"] = t.group * (o + h)
+    has_dense, has_moe = (part > 0 for part in _layer_counts(spec, par))
+    if mlp:
+        width, matrices = mlp.intermediate // tp, 2 if mlp.gated else 1
+        values["dense_up"] = has_dense * t.group * (h + matrices * width)
+        values["dense_down"] = has_dense * t.group * (width + h)
+    if moe is not None:
+        gates = np.arange(par.ep) % (tp if par.leaders_gate else 1) == 0
+        values["gate"] = has_moe * gates * t.source * (h + moe.experts)
+        width, matrices = moe.shared_width // (tp if par.leaders_gate else 1), 2 if moe.gated else 1
+        if width:
             rows = t.group if par.leaders_gate else t.source
-            base = np.maximum(base, rows * (up * width + model.hidden) * size)
-        most = _expert_tokens(spec, par, placement)[1]
-        base = np.maximum(base, most * (up * model.moe.intermediate // par.expert_tp) * size)
-    return base + 2 * t.group * model.hidden * size
+            values["shared_up"] = has_moe * rows * (h + matrices * width)
+            values["shared_down"] = has_moe * rows * (width + h)
+        values["expert"] = _expert_tokens(spec, par, placement)[1] * (matrices * moe.intermediate // par.expert_tp)
+    if model.vocab:
+        shard, last = padded_width(model.vocab, tp), np.arange(par.pp)[:, None] == par.pp - 1
+        values["lm_head"] = last * t.logits * (h + shard)
+        if tp > 1:
+            values["all_gather"] = last * t.logits * (shard + shard * tp)
+    size, shape = model.bytes_of("activations"), (par.pp, par.ep)
+    return {kind: np.broadcast_to(value * size, shape).astype(np.int64) for kind, value in values.items()}
 
 
 def _dispatch_buffers(spec: Spec, par: Parallelism, placement: Placement) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planc.placement import step_tokens
+from planc.prove.kinds import gathered
 from planc.prove.model import Array
 from planc.prove.values import Broken, Members, Out, Reads, Routed, Rows, Value
 from planc.units import split_evenly
@@ -137,10 +138,10 @@ def _all_gather(m: Process, number: int, op: int, reads: Reads) -> Out:
         tensors = [m.torch.from_numpy(one) for one in room]
         m.dist.all_gather(tensors, m.torch.from_numpy(padded), group=m.communicator(number, op, processes))
     parts = {n: one[i] for some, one in zip(members, room, strict=True) for i, n in enumerate(some)}
+    whole = gathered(m, number, op, [parts[n] for n in range(len(ranks))])
     for source, array in zip(m.own(number, op), arrays, strict=True):
         for target in range(len(ranks)):
             m.send(number, op, source, target, array, tensor.dtype)
-    whole = np.concatenate([parts[n] for n in range(len(ranks))], axis=-1 if "vocab" in tensor.layout else 0)
     return {"x": _for_all(m, number, op, [whole] * len(arrays))}
 
 
@@ -211,6 +212,8 @@ def _dispatch(m: Process, number: int, op: int, reads: Reads) -> Out:
             some = np.flatnonzero((origins[:, 0] == member) & (origins[:, 1] == expert))
             some = some[np.argsort(origins[some, 2], kind="stable")]
             mine[expert] = Rows(values[some], [(a, b, c) for a, b, c in origins[some, 3:].tolist()])
+    for n in own:
+        m.arrives(ranks[n], out[n] or {})
     return {"tokens": out}
 
 
@@ -245,6 +248,7 @@ def _combine(m: Process, number: int, op: int, reads: Reads) -> Out:
         made = np.zeros((tokens * k, m.model.hidden))
         made[places] = values[some]
         parts[source] = made
+        m.comes_back(ranks[source], made)
     return {"parts": parts}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from planc.graph import ROWS, Expanded, OpBlock, PlanGraph, TensorType, expand
-from planc.placement import step_tokens
+from planc.placement import step_tokens, working_sets
 from planc.prove.holdings import Held
 from planc.prove.kinds import KINDS, SEVERAL, dispatch_copies
 from planc.prove.model import Array
@@ -45,6 +45,10 @@ class Machine:
         self.moved = Moved()
         self.received = np.zeros(graph.world_size, dtype=np.int64)  #: most rows that a dispatch brought a rank
         self.returned = np.zeros(graph.world_size, dtype=np.int64)  #: most values that a combine brought back
+        self.stream = np.zeros(graph.world_size, dtype=np.int64)  #: most values of a residual stream that a layer reads
+        kinds = working_sets(draft.spec, draft.parallelism, draft.placement)
+        #: by kind of op: most values that one keeps beside it
+        self.working = {kind: np.zeros(graph.world_size, dtype=np.int64) for kind in kinds}
         self.ops = 0
         self.tokens = 0
         self.outputs: dict[int, list[dict[str, Value]]] = {}
@@ -165,9 +169,42 @@ class Machine:
         if source != target or self.graph.blocks[number].kind in ("dispatch", "combine"):
             self.moved.collectives[key][source, target] += value_bytes(value, dtype)
 
+    def keeps(self, number: int, op: int, values: int, member: int = 0) -> None:
+        """Note how many values an op reads and makes on a member's rank, beside the residual stream."""
+        block = self.graph.blocks[number]
+        most = self.working.setdefault(block.kind, np.zeros_like(self.stream))
+        most[block.ranks[op, member]] = max(most[block.ranks[op, member]], values)
+
+    def arrives(self, rank: int, rows: dict[int, Rows]) -> None:
+        """Note the rows of all experts that a dispatch brings a rank."""
+        self.received[rank] = max(self.received[rank], sum(len(some.origin) for some in rows.values()))
+
+    def comes_back(self, rank: int, parts: Array) -> None:
+        """Note the results that a combine brings back to the rank of their tokens."""
+        self.returned[rank] = max(self.returned[rank], parts.size)
+
+    def needs(self) -> dict[str, np.ndarray]:
+        """What `planned_bytes` has beside weights and caches -> bytes that every rank was seen to need, the most of any
+        layer."""
+        model, micro_batches = self.model, self.draft.spec.workload.micro_batches
+        size, there, back = (model.bytes_of(role) for role in ("activations", "dispatch", "combine"))
+        most = np.maximum.reduce(list(self.working.values()))
+        buffers = self.received * model.hidden * (there + back) + self.returned * back
+        return {
+            "activations": (most + 2 * self.stream) * size * micro_batches,
+            "dispatch_buffers": buffers * micro_batches,
+        } | {f"activations of {kind}": values * size for kind, values in self.working.items()}
+
     def one(self, reads: dict[str, Members], port: str) -> Value:
         """What a local op reads on a port, once."""
         return reads[port][0][0]
+
+
+def planned_bytes(draft: Draft) -> dict[str, np.ndarray]:
+    """Bytes of every rank by item of the memory table, and of what single ops keep alive by their kind; int64 [world]."""
+    par = draft.parallelism
+    sets = working_sets(draft.spec, par, draft.placement)
+    return draft.memory.items | {f"activations of {kind}": np.tile(v.reshape(-1), par.dp) for kind, v in sets.items()}
 
 
 def program_order(graph: PlanGraph) -> list[int]:

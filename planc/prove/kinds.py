@@ -70,8 +70,12 @@ def _attn_qkv(m: Machine, number: int, op: int, reads: Reads) -> Out:
     w = _need(m, number, op, "attention", f"L{block.layer}.")
     q, first, second = projected(m.model, x, w, m_positions(m, len(x)))
     if a.kind == "mla":
-        return {"qkv": np.concatenate([q.reshape(len(x), -1), first, second], axis=1)}
-    return {"qkv": np.concatenate([q, first, second], axis=1)}
+        q = q.reshape(len(x), -1)
+    qkv = np.concatenate([q, first, second], axis=1)
+    rank = _rank(m, number, op)
+    m.stream[rank] = max(m.stream[rank], x.size)
+    m.keeps(number, op, x.size + qkv.size)
+    return {"qkv": qkv}
 
 
 def m_positions(m: Machine, tokens: int) -> Array:
@@ -107,13 +111,16 @@ def _attn_core(m: Machine, number: int, op: int, reads: Reads) -> Out:
         cache[0][sequence, m.length : end], cache[1][sequence, m.length : end] = first[part], second[part]
         k, v = expanded(m.model, cache[0][sequence, :end], cache[1][sequence, :end], w, heads)
         out[part] = attend(q[part], k, v, m.length)
+    m.keeps(number, op, qkv.size + out.size)
     return {"o": out}
 
 
 def _attn_out(m: Machine, number: int, op: int, reads: Reads) -> Out:
     block = m.graph.blocks[number]
     w = _need(m, number, op, "attention", f"L{block.layer}.")
-    y = np.einsum("thd,hde->te", m.one(reads, "o"), w["o"])
+    o = m.one(reads, "o")
+    y = np.einsum("thd,hde->te", o, w["o"])
+    m.keeps(number, op, o.size + y.size)
     return {"y": y + w["o_bias"] if "o_bias" in w and _rank(m, number, op) % block.split == 0 else y}
 
 
@@ -126,15 +133,26 @@ def _residual_add(m: Machine, number: int, op: int, reads: Reads) -> Out:
 def _up(item: str) -> Callable[[Machine, int, int, Reads], Out]:
     def run(m: Machine, number: int, op: int, reads: Reads) -> Out:
         x = _norm(m, number, op, m.one(reads, "h"), "mlp")
-        return {"u": inner(x, _need(m, number, op, item, f"L{m.graph.blocks[number].layer}."))}
+        w = _need(m, number, op, item, f"L{m.graph.blocks[number].layer}.")
+        u = inner(x, w)
+        m.keeps(number, op, x.size + _products(u, w))
+        return {"u": u}
 
     return run
+
+
+def _products(u: Array, w: dict[str, Array]) -> int:
+    """Values of the products that the activated ``u`` is made of: up's, and gate's where there is one."""
+    return u.size * (2 if "gate" in w else 1)
 
 
 def _down(item: str) -> Callable[[Machine, int, int, Reads], Out]:
     def run(m: Machine, number: int, op: int, reads: Reads) -> Out:
         w = _need(m, number, op, item, f"L{m.graph.blocks[number].layer}.")
-        return {"y": m.one(reads, "u") @ w["down"]}
+        u = m.one(reads, "u")
+        y = u @ w["down"]
+        m.keeps(number, op, u.size + y.size)
+        return {"y": y}
 
     return run
 
@@ -149,6 +167,7 @@ def _gate(m: Machine, number: int, op: int, reads: Reads) -> Out:
         source = local // m.par.tp if m.par.leaders_gate else local
         forced = planned_choices(m, source * len(x) + np.arange(len(x)))
     chosen, share = route(m.model, x, w, forced)
+    m.keeps(number, op, x.size + len(x) * w["w"].shape[1])
     return {"tokens": Routed(x, chosen), "weights": share}
 
 
@@ -190,7 +209,7 @@ def _dispatch(m: Machine, number: int, op: int, reads: Reads) -> Out:
                 for a, b, _ in origin:
                     m.send(number, op, a, member, tokens[a][b], dtype)
     for rank, arrived in zip(block.ranks[op].tolist(), out, strict=True):
-        m.received[rank] = max(m.received[rank], sum(len(some.origin) for some in arrived.values()))
+        m.arrives(rank, arrived)
     if wanted:
         expert = next(iter(wanted))
         raise Broken(m.name(number, op), f"no op runs expert {expert}, which {len(wanted[expert])} tokens chose")
@@ -233,7 +252,9 @@ def _expert(m: Machine, number: int, op: int, reads: Reads) -> Out:
     if m.planned and block.rows is not None and len(rows.origin) != block.rows[op]:
         raise Broken(m.name(number, op), f"gets {len(rows.origin)} rows, where the plan says {int(block.rows[op])}")
     w = _need(m, number, op, "experts", f"L{block.layer}.E{expert}.")
-    y = inner(rows.values, w) @ w["down"]
+    u = inner(rows.values, w)
+    m.keeps(number, op, _products(u, w))  # its rows are in the dispatch buffers
+    y = u @ w["down"]
     if "down_bias" in w and _rank(m, number, op) % block.split == 0:
         y = y + w["down_bias"]
     return {"y": Rows(y, rows.origin), "done": np.zeros(0)}
@@ -264,8 +285,7 @@ def _combine(m: Machine, number: int, op: int, reads: Reads) -> Out:
                 f"token {token} of rank {block.ranks[op, source]} comes back {count.min()} to {count.max()} times a choice",
             )
     for source, part in parts.items():
-        rank = int(block.ranks[op, source])
-        m.returned[rank] = max(m.returned[rank], part.size)
+        m.comes_back(int(block.ranks[op, source]), part)
     return {"parts": [parts.get(n) for n in range(block.ranks.shape[1])]}
 
 
@@ -331,7 +351,18 @@ def _all_gather(m: Machine, number: int, op: int, reads: Reads) -> Out:
     for source, value in enumerate(values):
         for target in range(len(values)):
             m.send(number, op, source, target, value, dtype)
-    return {"x": [np.concatenate(values, axis=-1 if "vocab" in block.reads["x"].layout else 0)] * len(values)}
+    whole = gathered(m, number, op, values)
+    return {"x": [whole] * len(values)}
+
+
+def gathered(m: Machine, number: int, op: int, values: list[Array]) -> Array:
+    """Parts of all members beside each other: tokens, or logits, of which a member keeps its own part too."""
+    if "vocab" not in m.graph.blocks[number].reads["x"].layout:
+        return np.concatenate(values)
+    whole = np.concatenate(values, axis=-1)
+    for member, value in enumerate(values):
+        m.keeps(number, op, value.size + whole.size, member)
+    return whole
 
 
 def _broadcast(m: Machine, number: int, op: int, reads: Reads) -> Out:
@@ -358,7 +389,9 @@ def last_tokens(m: Machine, x: Array) -> Array:
 
 def _lm_head(m: Machine, number: int, op: int, reads: Reads) -> Out:
     x = _norm(m, number, op, last_tokens(m, m.one(reads, "x")), "")
-    return {"logits": x @ m.held[_rank(m, number, op)].head(m.model, _rank(m, number, op) % m.par.tp, m.par.tp)}
+    logits = x @ m.held[_rank(m, number, op)].head(m.model, _rank(m, number, op) % m.par.tp, m.par.tp)
+    m.keeps(number, op, x.size + logits.size)
+    return {"logits": logits}
 
 
 def _sample(m: Machine, number: int, op: int, reads: Reads) -> Out:

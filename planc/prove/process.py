@@ -87,6 +87,7 @@ def _steps(share: Share, run: Run, machine: Process, held: list[Held], result: d
             result["moved"] = [
                 [machine.name(*key), matrix.tolist()] for key, matrix in sorted(machine.moved.collectives.items())
             ]
+            result["held"] |= {item: size[share.ranks].tolist() for item, size in machine.needs().items()}
         ids = None
         if machine.collects:
             ids = run.output(want, stream)

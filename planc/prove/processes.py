@@ -150,7 +150,7 @@ def _result(folder: Path, number: int, timeout: float) -> dict[str, Any]:
 
 def merged(small: Small, record: Record, results: Sequence[Mapping[str, Any]]) -> Proof:
     """What all processes found as one proof: largest errors, summed bytes against the plan's byte matrices, bytes held
-    against the memory table. Of faults the surest kind is kept: what ops found, else what waited, longest first."""
+    and needed against the memory table. Of faults the surest kind is kept: what ops found, else what waited, longest first."""
     draft = small.draft
     proof = Proof(
         record["name"], draft.parallelism.world_size, small.layers, record["steps"], record["seed"], sizes_of(small)
@@ -158,7 +158,9 @@ def merged(small: Small, record: Record, results: Sequence[Mapping[str, Any]]) -
     run = Run(small, Weights(draft.spec.model, record["seed"]), [Held() for _ in range(proof.ranks)], proof)
     if all(result["held"] is not None for result in results):
         parts = [result["held"] for result in results]
-        run.memory({item: np.concatenate([part[item] for part in parts]) for item in parts[0]})
+        shared = [item for item in parts[0] if all(item in part for part in parts)]  # needs: only after a whole step
+        items = {item: np.concatenate([part[item] for part in parts]) for item in shared}
+        proof.memory_equal = run.memory(items) and items.keys() >= run.planned.keys()
     for result in results:
         proof.ops += result.get("ops", 0)
         proof.tokens += result.get("tokens", 0)

@@ -11,7 +11,7 @@ import numpy as np
 
 from planc.graph import OpBlock, PlanGraph, expand
 from planc.placement import step_tokens
-from planc.prove.execute import Machine
+from planc.prove.execute import Machine, planned_bytes
 from planc.prove.holdings import Held, held_bytes, holdings
 from planc.prove.kinds import planned_choices
 from planc.prove.model import Array, Sequence, Weights, Whole, drawn
@@ -26,8 +26,7 @@ TOLERANCE = 1e-9
 class Proof:
     """What was run and found. ``errors``: kind of op -> largest relative error; ``faults``: (op, what is wrong) of ops that
     could not run or computed something else; ``bytes_equal``: bytes of every collective and edge class against the plan's
-    byte matrices; ``memory_equal``: bytes of weights, KV cache and dispatch buffers on every rank against the memory
-    table."""
+    byte matrices; ``memory_equal``: bytes of every item on every rank against the memory table."""
 
     name: str
     ranks: int
@@ -117,11 +116,12 @@ class Run:
         self.mb = self.spec.workload.micro_batches
         self.whole = Whole(weights)
         self.logits: Array = np.zeros((0, 0))
+        self.planned = planned_bytes(self.draft)
 
     def all_steps(self, steps: int) -> None:
         """Every step on both sides."""
         sequences = self.sequences()
-        self.memory(held_bytes(self.draft, self.held))
+        held_equal = self.memory(held_bytes(self.draft, self.held))
         x = self.input(0)
         machine = Machine(self.draft, self.small.graph, self.held, planned=True)
         for step in range(steps):
@@ -136,7 +136,7 @@ class Run:
             self.proof.ops, self.proof.tokens = machine.ops, machine.tokens
             if planned:
                 self.moved(machine.graph, machine.moved.collectives, machine.moved.edges)
-                self.buffers(machine)
+                self.proof.memory_equal = self.memory(machine.needs()) and held_equal
             ids = self.output(want, stream)
             x = self.input(step + 1) if ids is None else self.again(ids)
             if self.proof.faults:
@@ -339,27 +339,15 @@ class Run:
                 found[edge.comm] = found.get(edge.comm, 0) + size
         return found
 
-    def buffers(self, machine: Machine) -> None:
-        """Rows that came to every rank, results that left it and came back, against the dispatch buffers of the memory table:
-        the most of any layer, for every micro-batch."""
-        model = self.model
-        there, back = model.bytes_of("dispatch"), model.bytes_of("combine")
-        have = (machine.received * model.hidden * (there + back) + machine.returned * back) * self.mb
-        wrong = np.flatnonzero(have != self.draft.memory.items["dispatch_buffers"])
-        if len(wrong):
-            rank = int(wrong[0])
-            table = int(self.draft.memory.items["dispatch_buffers"][rank])
-            why = f"rank {rank} needs {int(have[rank])} bytes, where the memory table has {table}"
-            self.proof.faults.append(("dispatch_buffers", why))
-            self.proof.memory_equal = False
-
-    def memory(self, held: Mapping[str, np.ndarray]) -> None:
-        """Bytes held, by item and rank, against the memory table."""
-        items = self.draft.memory.items
-        for item, size in held.items():
-            wrong = np.flatnonzero(size != items[item])
+    def memory(self, seen: Mapping[str, np.ndarray]) -> bool:
+        """Whether bytes by rank, held or needed by ops, are those of `planned_bytes`."""
+        equal = True
+        for item, size in seen.items():
+            planned = self.planned.get(item, np.zeros_like(size))
+            wrong = np.flatnonzero(size != planned)
             if len(wrong):
                 rank = int(wrong[0])
-                why = f"rank {rank} holds {size[rank]} bytes, where the memory table has {items[item][rank]}"
+                why = f"rank {rank} needs {size[rank]} bytes, where the memory table has {planned[rank]}"
                 self.proof.faults.append((item, why))
-        self.proof.memory_equal = not self.proof.faults
+                equal = False
+        return equal

@@ -174,18 +174,19 @@ def hand_memory(plan: planc.VerifiedPlan, rank: int) -> dict[str, int]:
     found["head"] = shard * h * small if stage == par.pp - 1 and not (model.tied_embeddings and par.pp == 1) else 0
     dims = (a.qk_nope_head_dim + a.qk_rope_head_dim, a.v_head_dim) if a.kind == "mla" else (a.head_dim, a.head_dim)
     heads = a.heads // par.tp
-    alive = [
-        t * heads * sum(dims) + t * kv_token_bytes(model, par.tp) // BYTES[model.dtypes.kv_cache],
-        t * (heads * dims[1] + h),
-    ]
+    new = kv_token_bytes(model, par.tp) // BYTES[model.dtypes.kv_cache]
+    alive = [t * (h + heads * dims[0] + new), t * (heads * sum(dims) + new), t * (heads * dims[1] + h)]
     if model.dense_mlp is not None and model.dense_layer_ids:
         matrices = 3 if model.dense_mlp.gated else 2
         found["dense_mlp"] = len(dense_layers) * matrices * h * model.dense_mlp.intermediate // par.tp * weight
-        alive.append(t * ((matrices - 1) * model.dense_mlp.intermediate // par.tp + h))
-    if model.vocab:
+        if dense_layers:
+            alive.append(t * ((matrices - 1) * model.dense_mlp.intermediate // par.tp + h))
+    if model.vocab and stage == par.pp - 1:
         work = spec.workload
         n = t if work.phase == "decode" else max(1, t * work.micro_batches // work.isl)
-        alive.append(n * shard * (par.tp + 1))  # this rank's shard of the logits, and all of them
+        alive.append(n * (h + shard))
+        if par.tp > 1:
+            alive.append(n * shard * (par.tp + 1))  # this rank's shard of the logits, and all of them
     if moe is not None:
         matrices = 3 if moe.gated else 2
         width = moe.intermediate // par.expert_tp
@@ -197,7 +198,9 @@ def hand_memory(plan: planc.VerifiedPlan, rank: int) -> dict[str, int]:
         found["shared_experts"] = len(moe_layers) * matrices * h * shared // (par.tp if leader else 1) * weight
         gate = h * moe.experts + (moe.experts if moe.gate_bias else 0) + (h if moe.shared_gate else 0)
         found["gates"] = len(moe_layers) * gate * small if gates else 0
-        if shared:
+        if gates and moe_layers:
+            alive.append(source * (h + moe.experts))
+        if shared and moe_layers:
             alive.append((t if leader else source) * ((matrices - 1) * shared // (par.tp if leader else 1) + h))
         mine = [[n for _, r, n in expert_loads(plan, i) if r == holder] for i in moe_layers]
         alive.append(max((n for loads in mine for n in loads), default=0) * (matrices - 1) * width)

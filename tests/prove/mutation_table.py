@@ -32,6 +32,7 @@ from breaking import (
 from small_specs import ROOT
 from test_mutations import MUTATIONS
 
+from planc.placement import memory_table
 from planc.prove import holdings, kinds, model, prove
 from planc.verify import Draft
 from planc.verify.verify import faults
@@ -262,6 +263,15 @@ def _half_back(m: Any, number: int, op: int, reads: Any) -> Any:
     return {"parts": [None if p is None else p[::-1] for p in parts]}
 
 
+def _short(item: str) -> Any:
+    def run(*of: Any) -> Any:
+        table = memory_table(*of)
+        table.items[item][-1] -= 1
+        return table
+
+    return run
+
+
 def _dispatch_next(m: Any, number: int, op: int, reads: Any) -> Any:
     for values in reads["tokens"]:
         for routed in values:
@@ -292,6 +302,9 @@ WRONGS = [
     Wrong("no norm before attention", "sharded", "kinds.rms", lambda x, w: x),
     Wrong("tokens of the batch in another order", "stages", "kinds.KIND input", _other_order),
     Wrong("the oldest token missing from the KV cache", "sharded", "kinds.KIND attn_core", _forgetful),
+    Wrong("a memory table short of activations", "stages", "shrink.memory_table", _short("activations")),
+    Wrong("a gate's product of an MLP not counted", "dense", "kinds._products", lambda u, w: u.size),
+    Wrong("a memory table short of dispatch buffers", "turns", "shrink.memory_table", _short("dispatch_buffers")),
 ]
 # fmt: on
 

@@ -37,6 +37,7 @@ TIMEOUT = 10.0
 MOE = {"experts": 8, "top_k": 2, "intermediate": 32, "gated": True, "shared_experts": 1}
 DP = {"parallelism": {"dp": 2, "tp": 2, "pp": 1}}
 PP = {"parallelism": {"dp": 1, "tp": 2, "pp": 2}, "workload": {"batch": 64, "micro_batches": 2}, "model": {"vocab": 96}}
+LEADER = {"parallelism": DP["parallelism"] | {"gating": "leader"}}
 HALVES = DP | {"workload": {"batch": 64, "micro_batches": 2}, "model": {"vocab": 96}}
 
 
@@ -172,6 +173,16 @@ def _without(name: str) -> Callable[[list[Record], planc.VerifiedPlan], None]:
     return change
 
 
+def _unfed(name: str) -> Callable[[list[Record], planc.VerifiedPlan], None]:
+    """Of rank 0 nothing comes to the op of this block."""
+
+    def change(records: list[Record], plan: planc.VerifiedPlan) -> None:
+        one = records[0]
+        one["edges"] = [edge for edge in one["edges"] if one["blocks"][edge["ends"][2]]["name"] != name]
+
+    return change
+
+
 def _unreadable(records: list[Record], plan: planc.VerifiedPlan) -> None:
     records[4]["spec"] = {}
 
@@ -188,9 +199,10 @@ def _unreadable(records: list[Record], plan: planc.VerifiedPlan) -> None:
             "reads m1.L0.dispatch.r0-3, which runs later or not",
         ),
         (PP, _without("m1.S0.pp_send"), "m1.S1.pp_recv.r6", "waited 10 s for ranks 2 at end of step 0"),
+        (LEADER, _unfed("L0.moe_broadcast"), "L0.moe_broadcast.r0-1", "its first member has nothing to send"),
         (HALVES, _unreadable, "start", "the key `model` is missing"),
     ],
-    ids=["order", "size", "missing", "unsent", "unreadable"],
+    ids=["order", "size", "missing", "unsent", "unfed", "unreadable"],
 )
 def test_what_processes_do_not_agree_on_is_named(
     small: Small, torch: Path, parts: dict[str, Any], change: Any, op: str, why: str
