@@ -17,7 +17,7 @@ from sections import best, machine, write_part
 
 import planc
 from planc.schedule import Sweep, Wiring, timeline
-from planc.schedule.order import program_order
+from planc.schedule.order import program_orders
 
 RUNS = 5
 SPECS = ("moe-61l-ep64-dp2", "deepseek-v3-128gpu", "deepseek-v3-ep256", "qwen3-235b-a22b", "deepseek-v3-10240gpu")
@@ -65,7 +65,7 @@ def row(spec: str, seconds: float, peak: float) -> str:
     plan = planc.compile(planc.load_spec(spec))
     wiring = Wiring(plan.expanded)
     first = timeline(plan, wiring=wiring)
-    ordered = program_order(plan, first.prices.blocks)
+    ordered = program_orders(plan, first.prices.blocks)[0]
 
     from planc.cost.book import PriceBook
     from planc.cost.step import StepPrices

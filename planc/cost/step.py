@@ -9,8 +9,9 @@ every other by its spec. No price is below its floor: FLOPs ÷ peak, bytes ÷ ba
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -74,6 +75,24 @@ class Step(Protocol):
     def placement(self) -> Placement: ...
     @property
     def blocks(self) -> PlanGraph: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """What dispatch or combine of one EP group carries. ``ranks`` in the group, NVLink ``domains`` that it spans; bytes:
+    ``width`` of a token, of the busiest rank inside its domain (``stays``), over the busiest NIC (``leaves``), of a rank in
+    all (``sent``) and with every token counted ``once``, on every link (``links``, float [links]); ``floor``: seconds of the
+    busiest link at its full rate."""
+
+    ranks: int
+    domains: int
+    width: float
+    stays: float
+    leaves: float
+    sent: float
+    once: float
+    links: np.ndarray
+    floor: float
 
 
 class StepPrices:
@@ -229,87 +248,106 @@ class StepPrices:
 
     def _exchange(self, block: OpBlock) -> BlockPrices:
         """Dispatch or combine of every replica."""
-        spec, par = self.plan.spec, self.plan.parallelism
-        assert block.layer is not None and spec.model.moe is not None
-        exchange = self.exchanges.of(block.layer)
-        role = block.kind
-        dtype = spec.model.dtype_of(role)
-        width = float(spec.model.hidden * spec.model.bytes_of("dispatch" if role == "dispatch" else "combine"))
-        if role == "dispatch" and dtype == "fp8":
-            width = float(counts.wire_width("dispatch", self.mode, spec.model.hidden))
-        pairs = exchange.pairs if role == "dispatch" else first_shards(exchange.pairs, par.expert_tp).T
+        assert block.layer is not None
+        exchange, role = self.exchanges.of(block.layer), block.kind
         found, ops, links, sizes = [], [], [], []
         for op, ranks in enumerate(block.ranks.astype(np.int64)):
-            loads = exchange.links[op] if role == "dispatch" else _reversed(self.topology, exchange.answered[op])
-            used = np.flatnonzero(loads)
-            found.append(self._exchange_price(block, role, dtype, width, ranks, pairs, exchange, loads))
+            carried = self.carried(role, exchange, op, ranks)
+            used = np.flatnonzero(carried.links)
+            found.append(self._exchange_price(role, self._slowest(block), carried))
             links.append(used)
             ops.append(np.full(len(used), op))
-            sizes.append(loads[used] * width)
+            sizes.append(carried.links[used])
         return block_prices(found, np.concatenate(links), np.concatenate(ops), np.concatenate(sizes))
 
-    def _exchange_price(
-        self,
-        block: OpBlock,
-        role: str,
-        dtype: str,
-        width: float,
-        ranks: np.ndarray,
-        pairs: np.ndarray,
-        exchange: Exchange,
-        loads: np.ndarray,
-    ) -> Price:
-        spec, moe = self.plan.spec, self.plan.spec.model.moe
-        assert moe is not None
-        costs, cluster, nic = self._slowest(block), spec.cluster, spec.cluster.links.nic
+    def carried(self, role: str, exchange: Exchange, op: int, ranks: np.ndarray) -> Carried:
+        """What the dispatch or combine (``role``) of EP group ``op`` carries between its ``ranks``, int [ep]."""
+        spec, par = self.plan.spec, self.plan.parallelism
+        width = float(spec.model.hidden * spec.model.bytes_of("dispatch" if role == "dispatch" else "combine"))
+        if role == "dispatch" and spec.model.dtype_of(role) == "fp8":
+            width = float(counts.wire_width("dispatch", self.mode, spec.model.hidden))
+        pairs = exchange.pairs if role == "dispatch" else first_shards(exchange.pairs, par.expert_tp).T
+        loads = exchange.links[op] if role == "dispatch" else _reversed(self.topology, exchange.answered[op])
+        cluster, nic = spec.cluster, spec.cluster.links.nic
         domain = cluster.domain_of_rank[ranks]
         inside = pairs * (domain[:, None] == domain[None, :])
-        stays = max(inside.sum(axis=0).max(), inside.sum(axis=1).max()) * width
         far = self.topology.first["nic_up"]
-        leaves = float((loads[far:] / self.rate[far:]).max(initial=0.0)) * nic.bandwidth * width
-        sent = float(pairs.sum(axis=1).max() if role == "dispatch" else pairs.sum(axis=0).max()) * width
-        floor = float((loads / self.rate).max(initial=0.0)) * width
-        nodes = len(np.unique(domain))
-        fit = getattr(costs.fit, f"{role}_{self.mode}", None)
-        family = f"{role}_{self.mode}"
-        if fit is None or (self.mode == "normal" and nodes > 1 and not _like_measured(cluster)):
-            return self._by_links(loads * width, floor, family)
-        if self.mode == "normal":
-            stays, sent = stays * self.exchanges.shared_on_a_gpu(nodes), exchange.sent * width
-        near_scale, far_scale = self._against_preset(costs.gpu.name)
-        sizes = {
-            "nodes": float(nodes),
-            "tokens": max(sent / width / (moe.top_k if self.mode == "low_latency" else 1), 1.0),
-            "hidden": float(spec.model.hidden),
-            "top_k": float(moe.top_k),
-            "experts": float(moe.experts),
-        }
-        s = {name: np.array([value]) for name, value in sizes.items()}
-        form = transfer.low_latency_moved if self.mode == "low_latency" else transfer.normal_moved
-        moved = [np.array([max(v, 1.0)]) for v in (stays / near_scale, leaves / far_scale, sent)]
-        seconds = form(fit.constants, s, *moved)
-        fixed = float(form(fit.constants, s, *(np.array([1.0]),) * 3)[0])
-        even = near_scale == far_scale == 1.0 and _like_measured(cluster) and len(ranks) % transfer.GPUS_PER_NODE == 0
-        told = dtype == ("fp8" if role == "dispatch" else "bf16")
-        found = costs.inside(
-            fit, s, seconds, derived=np.array([not (even and told)]), apart=self.mode == "normal" and nodes > 1
+        sent = float(pairs.sum(axis=1).max() if role == "dispatch" else pairs.sum(axis=0).max())
+        return Carried(
+            len(ranks),
+            len(np.unique(domain)),
+            width,
+            float(max(inside.sum(axis=0).max(), inside.sum(axis=1).max())) * width,
+            float((loads[far:] / self.rate[far:]).max(initial=0.0)) * nic.bandwidth * width,
+            sent * width,
+            exchange.sent * width,
+            loads * width,
+            float((loads / self.rate).max(initial=0.0)) * width,
         )
-        return price_of(found, floor, fixed, family)
 
-    def _against_preset(self, gpu: str) -> tuple[float, float]:
-        """Bandwidth of the cluster's NVLink and NIC over that of the machines that were measured."""
-        links, measured = self.plan.spec.cluster.links, _measured_links(gpu)
-        if measured is None:
-            return 1.0, 1.0
-        return links.nvlink.bandwidth / measured.nvlink.bandwidth, links.nic.bandwidth / measured.nic.bandwidth
+    def _exchange_price(self, role: str, costs: Costs, carried: Carried) -> Price:
+        family = f"{role}_{self.mode}"
+        fit = self._exchange_fit(role, costs, carried)
+        if fit is None:
+            return self._by_links(carried.links, carried.floor, family)
+        seconds, fixed, s = self._fitted_exchange(fit, costs, carried, np.array([1.0]))
+        cluster, dtype = self.plan.spec.cluster, self.plan.spec.model.dtype_of(role)
+        even = against_preset(self.plan.spec.cluster.links, costs.gpu.name) == (1.0, 1.0) and _like_measured(cluster)
+        even = even and carried.ranks % transfer.GPUS_PER_NODE == 0
+        told = dtype == ("fp8" if role == "dispatch" else "bf16")
+        apart = self.mode == "normal" and carried.domains > 1
+        found = costs.inside(fit, s, seconds, derived=np.array([not (even and told)]), apart=apart)
+        return price_of(found, carried.floor, fixed, family)
+
+    def exchange_seconds(self, role: str, costs: Costs, carried: Carried, times: np.ndarray) -> np.ndarray:
+        """Seconds of dispatch or combine that carries ``times`` as much, float [n]; as priced, floors included."""
+        fit = self._exchange_fit(role, costs, carried)
+        if fit is None:
+            latency, moving = self._link_time(carried.links)
+            seconds = np.where(times > 0, latency + moving * times, 0.0)
+        else:
+            seconds = self._fitted_exchange(fit, costs, carried, times)[0]
+        return np.asarray(np.maximum(seconds, carried.floor * times))
+
+    def _exchange_fit(self, role: str, costs: Costs, carried: Carried) -> Any:
+        fit = getattr(costs.fit, f"{role}_{self.mode}", None)
+        measured = self.mode != "normal" or carried.domains == 1 or _like_measured(self.plan.spec.cluster)
+        return fit if measured else None
+
+    def _fitted_exchange(
+        self, fit: Any, costs: Costs, carried: Carried, times: np.ndarray
+    ) -> tuple[np.ndarray, float, dict[str, np.ndarray]]:
+        """(seconds of exchanges that carry ``times`` as much, seconds that no size shrinks, sizes in the fit's columns)."""
+        moe = self.plan.spec.model.moe
+        assert moe is not None
+        nodes, stays, sent = carried.domains, carried.stays, carried.sent
+        low = self.mode == "low_latency"
+        if not low:
+            stays, sent = stays * self.exchanges.shared_on_a_gpu(nodes), carried.once
+        near_scale, far_scale = against_preset(self.plan.spec.cluster.links, costs.gpu.name)
+        tokens = np.maximum(sent * times / carried.width / (moe.top_k if low else 1), 1.0)
+        sizes = {"nodes": nodes, "hidden": self.plan.spec.model.hidden, "top_k": moe.top_k, "experts": moe.experts}
+        s = {"tokens": tokens} | {name: np.full(len(times), float(value)) for name, value in sizes.items()}
+        form = transfer.low_latency_moved if low else transfer.normal_moved
+        moved = [np.maximum(v * times, 1.0) for v in (stays / near_scale, carried.leaves / far_scale, sent)]
+        fixed = float(form(fit.constants, s, *(np.ones(len(times)),) * 3)[0])
+        return form(fit.constants, s, *moved), fixed, s
 
     def _by_links(self, sizes: np.ndarray, floor: float, family: str) -> Price:
         """Latency of the farthest class used + bytes ÷ planned bandwidth of the busiest link."""
         from planc.cost.spec_prices import KERNEL, WIDER
 
+        if not sizes.any():
+            return NOTHING._replace(family=family, provenance="spec")
+        latency, moving = self._link_time(sizes)
+        seconds = latency + moving
+        return Price(seconds, floor, WIDER * seconds + KERNEL, floor, latency, "spec", family)
+
+    def _link_time(self, sizes: np.ndarray) -> tuple[float, float]:
+        """(latency of the farthest class used, bytes ÷ planned bandwidth of the busiest link), s."""
         used = np.flatnonzero(sizes)
         if not len(used):
-            return NOTHING._replace(family=family, provenance="spec")
+            return 0.0, 0.0
         kinds = set(self.topology.kind_of_link[used].tolist())
         links = self.plan.spec.cluster.links
         far = any(LINK_KINDS[k].startswith(("nic", "spine")) for k in kinds)
@@ -318,8 +356,7 @@ class StepPrices:
             latency += links.leaf.latency
         if any(LINK_KINDS[k].startswith("spine") for k in kinds) and links.spine is not None:
             latency += links.spine.latency
-        seconds = latency + float((sizes[used] / self.topology.capacity[used]).max())
-        return Price(seconds, floor, WIDER * seconds + KERNEL, floor, latency, "spec", family)
+        return latency, float((sizes[used] / self.topology.capacity[used]).max())
 
     def _transfer(self, block: OpBlock) -> BlockPrices:
         """Collectives of a TP group, the scatter of the input, and hand-overs between stages."""
@@ -377,13 +414,21 @@ class StepPrices:
             sizes = {"ranks": float(group), "bytes": max(size, 1.0)}
             found = costs.price(kind, sizes | {"library": library})
             least = costs.price(kind, {"ranks": float(group), "bytes": 1.0, "library": library})
-            near, _ = self._against_preset(costs.gpu.name)
+            near, _ = against_preset(self.plan.spec.cluster.links, costs.gpu.name)
             price = price_of(found, floor, float(least.seconds[0]), f"{kind}_{library}", near)
             if near != 1.0 or block.kind == "broadcast":
                 price = price._replace(provenance="derived")
             best = price if best is None or price.seconds < best.seconds else best
         assert best is not None
         return best
+
+
+def against_preset(links: Links, gpu: str) -> tuple[float, float]:
+    """Bandwidth of a cluster's NVLink and NIC over that of the machines on which the GPU was measured."""
+    measured = _measured_links(gpu)
+    if measured is None:
+        return 1.0, 1.0
+    return links.nvlink.bandwidth / measured.nvlink.bandwidth, links.nic.bandwidth / measured.nic.bandwidth
 
 
 @cache

@@ -32,15 +32,19 @@ def stage_of(plan: Step, block: OpBlock) -> int:
     return int(block.ranks[0, 0]) % plan.parallelism.replica_size // plan.parallelism.ep
 
 
-def program_order(plan: Step, prices: Sequence[BlockPrices]) -> list[int]:
-    """Indices of all blocks in the order of their start: the quickest of the orders that keep one micro-batch, two, or as
-    many as a stage has to itself abreast."""
+def program_orders(plan: Step, prices: Sequence[BlockPrices]) -> list[list[int]]:
+    """Orders of all blocks that an engine may run, the quickest single step first: those that keep one micro-batch, two, or
+    as many as a stage has to itself abreast, and, where there are stages, micro-batch after micro-batch, which leaves a stage
+    early. Indices of blocks by their start."""
     work, par = plan.spec.workload, plan.parallelism
     if par.pp == 1 and work.micro_batches == 1 and _one_stream(plan):
-        return list(range(len(plan.blocks.blocks)))  # the graph is in this order already
+        return [list(range(len(plan.blocks.blocks)))]  # the graph is in this order already
     abreast = sorted({1, min(2, work.micro_batches), max(1, work.micro_batches // par.pp)})
-    found = [_order(plan, prices, count) for count in abreast]
-    return min(found, key=lambda one: one[0])[1]
+    found = sorted((_order(plan, prices, count) for count in abreast), key=lambda one: one[0])
+    orders = [order for _, order in found]
+    if par.pp > 1 and work.micro_batches > 1:
+        orders.append(list(range(len(plan.blocks.blocks))))
+    return [order for n, order in enumerate(orders) if order not in orders[:n]]
 
 
 def _order(plan: Step, prices: Sequence[BlockPrices], abreast: int) -> tuple[float, list[int]]:

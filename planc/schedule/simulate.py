@@ -138,15 +138,29 @@ def simulate(
     after: Run | None = None,
     slow: Slow | None = None,
     whole: bool = False,
+    layers: Layers | None = None,
 ) -> Run:
     """Start and end of every op of one step.
 
     ``after``: an earlier step that this one follows on the same GPUs: each micro-batch starts when its last op of that step
-    is done, without input or output through the first rank. ``whole``: simulate every layer, alike or not.
+    is done, without input or output through the first rank. ``whole``: simulate every layer, alike or not. ``layers``: those
+    of `cut_layers`, where several steps of one plan are simulated.
     """
-    return _Simulation(plan, prices, wiring or Wiring(expand(plan.blocks)), after, slow or Slow()).run(
-        order, whole=whole
-    )
+    wiring = wiring or Wiring(expand(plan.blocks))
+    simulation = _Simulation(plan, prices, wiring, after, slow or Slow())
+    if whole:
+        return simulation.every(order)
+    return simulation.run(layers if layers is not None else cut_layers(plan, prices, order, wiring))
+
+
+#: the order cut into layers, each with what decides how long it takes, its place in the model left out (None: no layer)
+Layers = list[tuple[list[int], tuple[object, ...] | None]]
+
+
+def cut_layers(plan: Step, prices: StepPrices, order: Sequence[int], wiring: Wiring) -> Layers:
+    """The program order as layers, for `simulate`."""
+    blocks = plan.blocks.blocks
+    return [(segment, _sign(segment, blocks, prices.blocks, wiring.feeds)) for segment in _segments(blocks, order)]
 
 
 class _Simulation:
@@ -178,14 +192,16 @@ class _Simulation:
         self.lanes: list[np.ndarray | int] = [0] * len(self.blocks)
         self._uses: dict[int, _Uses | None] = {}
 
-    def run(self, order: Sequence[int], *, whole: bool) -> Run:
-        if whole:
-            for block in order:
-                self.block(block)
-            return self._result(len(order))
+    def every(self, order: Sequence[int]) -> Run:
+        """All blocks, one after another."""
+        for block in order:
+            self.block(block)
+        return self._result(len(order))
+
+    def run(self, layers: Layers) -> Run:
+        """Layers alike filled in."""
         simulated = 0
-        segments = _segments(self.blocks, order)
-        signs = [self._sign(segment) for segment in segments]
+        segments, signs = [segment for segment, _ in layers], [sign for _, sign in layers]
         number = 0
         while number < len(segments):
             before = self.compute.copy(), self.communication.copy(), self.links.copy()
@@ -295,23 +311,6 @@ class _Simulation:
 
     # --- layers alike -------------------------------------------------------------------------------------------
 
-    def _sign(self, segment: list[int]) -> tuple[object, ...] | None:
-        """What decides how long a layer takes, its place in the model left out; None for what is not a layer."""
-        layer = self.blocks[segment[0]].layer
-        if layer is None:
-            return None
-        sign: list[object] = []
-        for number in segment:
-            block = self.blocks[number]
-            if block.layer is None:
-                return None
-            feeds = tuple(
-                (*_place(self.blocks[f.source], layer), id(f.index), id(f.targets), id(f.cuts))
-                for f in self.feeds[number]
-            )
-            sign.append((*_place(block, layer), id(self.prices[number]), feeds))
-        return tuple(sign)
-
     def _shift(self, before: list[int], now: list[int]) -> float | None:
         """By how much later everything of a segment is than in the segment before; None when not all by as much."""
         step = float(self.end[now[-1]][0] - self.end[before[-1]][0])
@@ -343,6 +342,22 @@ def occupied(price: BlockPrices, rate: np.ndarray) -> np.ndarray:
     moving = price.seconds - price.fixed
     share = np.divide(moving, busiest, out=np.zeros(len(busiest)), where=busiest > 0)
     return np.asarray(alone * share[price.op])
+
+
+def _sign(
+    segment: list[int], blocks: Sequence[OpBlock], prices: Sequence[BlockPrices], feeds: list[list[Feed]]
+) -> tuple[object, ...] | None:
+    layer = blocks[segment[0]].layer
+    if layer is None:
+        return None
+    sign: list[object] = []
+    for number in segment:
+        block = blocks[number]
+        if block.layer is None:
+            return None
+        read = tuple((*_place(blocks[f.source], layer), id(f.index), id(f.targets), id(f.cuts)) for f in feeds[number])
+        sign.append((*_place(block, layer), id(prices[number]), read))
+    return tuple(sign)
 
 
 def _place(block: OpBlock, layer: int) -> tuple[object, ...]:

@@ -13,8 +13,8 @@ from planc.cost.book import PriceBook
 from planc.cost.step import CLASSES, Step, StepPrices, class_of
 from planc.graph import OpBlock, expand
 from planc.routing import Traffic
-from planc.schedule.order import on_communication_stream, program_order, takes_time
-from planc.schedule.simulate import ENDS, Run, Slow, Wiring, in_chunks, simulate
+from planc.schedule.order import on_communication_stream, program_orders, takes_time
+from planc.schedule.simulate import ENDS, Run, Slow, Wiring, cut_layers, in_chunks, simulate
 
 SPLIT = ("computation", "communication", "synchronisation", "overhead")
 _ALIKE = 1e-9  #: times that differ by less than this share of the step are one
@@ -350,16 +350,20 @@ def timeline(
     speed = _speeds(plan, slow) if by_speed and slow else None
     prices = StepPrices(plan, book or PriceBook(), traffic, speed)
     wiring = wiring or Wiring(expand(plan.blocks))
-    chosen = tuple(order if order is not None else program_order(plan, prices.blocks))
-    run = simulate(plan, prices, chosen, wiring, slow=slow, whole=whole)
-    again = None
-    if plan.spec.model.vocab:
-        steps = [run]
+    orders = [list(order)] if order is not None else program_orders(plan, prices.blocks)
+    if not plan.spec.model.vocab:  # every step is one by itself
+        run = simulate(plan, prices, orders[0], wiring, slow=slow, whole=whole)
+        return Timeline(plan, prices, wiring, tuple(orders[0]), run)
+    lines = []
+    for chosen in orders:  # what is quickest once may not be where steps follow each other
+        layers = None if whole else cut_layers(plan, prices, chosen, wiring)
+        steps: list[Run] = []
         alone = plan.parallelism.pp == plan.spec.workload.micro_batches == 1
-        for _ in range(1 if alone else 3):  # a pipeline needs some steps to fill
-            steps.append(simulate(plan, prices, chosen, wiring, after=steps[-1], slow=slow, whole=whole))
-        again = steps[-2], steps[-1]
-    return Timeline(plan, prices, wiring, chosen, run, again)
+        for _ in range(2 if alone else 4):  # a pipeline needs some steps to fill
+            after = steps[-1] if steps else None
+            steps.append(simulate(plan, prices, chosen, wiring, after=after, slow=slow, whole=whole, layers=layers))
+        lines.append(Timeline(plan, prices, wiring, tuple(chosen), steps[0], (steps[-2], steps[-1])))
+    return min(lines, key=lambda line: line.period)
 
 
 def _speeds(plan: Step, slow: Slow) -> np.ndarray:

@@ -165,9 +165,7 @@ def test_any_loads_are_packed_by_the_rules(weights: list[float], holders: int, e
     assert (holder_loads(table, loads, counts).max(axis=1) >= bound * (1 - 1e-9)).all()
 
 
-@pytest.mark.parametrize(
-    ("weights", "holders", "copies"), [((1.2, 3.1, 947.3), 3, 7), ((0.5, 7.0, 7.0, 1.0), 6, 14)]
-)
+@pytest.mark.parametrize(("weights", "holders", "copies"), [((1.2, 3.1, 947.3), 3, 7), ((0.5, 7.0, 7.0, 1.0), 6, 14)])
 def test_moving_copies_comes_to_an_end(weights: tuple[float, ...], holders: int, copies: int) -> None:
     """Two moves once undid each other for ever: one for the fullest holder, one for all full ones."""
     loads = np.array([weights])

@@ -1,0 +1,367 @@
+"""Bounds on the step time of every candidate at once: what no schedule of its ops undercuts.
+
+A step takes at least the longest chain of ops that wait for each other, and at least the work of its busiest stream. Both
+are sums of the very prices that `planc.cost.step` gives single ops, computed here for all token counts of a shape together;
+ops that other ops delay, stages less even than can be, and ranks that hold more than the others only add to it. With one
+micro-batch and one stage the chain is the step itself, so few candidates need a simulation (`planc.search.explore`).
+
+Times are float arrays over `Bounds.grid`: tokens t of a TP group and micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from planc.cost.book import PriceBook
+from planc.cost.kernels import Context, kernels
+from planc.cost.loads import TILE
+from planc.cost.ops import Costs
+from planc.cost.step import StepPrices, against_preset, exchange_mode, kv_length, product_dtype, sms_of_exchanges
+from planc.graph import OpBlock, PlanGraph
+from planc.graph.types import TensorType
+from planc.placement import Parallelism, Placement, place_experts
+from planc.placement.memory import padded_width
+from planc.search.space import Shape, spec_of
+from planc.spec import Spec
+
+Array = np.ndarray
+ROUNDING = 1 - 1e-6  #: links count whole bytes, and sums round
+
+
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """A step without its graph: what placement and exchanges follow from."""
+
+    spec: Spec
+    parallelism: Parallelism
+    placement: Placement
+    blocks: PlanGraph
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Seconds of a layer of one micro-batch: ``chain`` of ops that wait for each other, work on a GPU's ``compute`` and
+    ``communication`` stream."""
+
+    chain: Array
+    compute: Array
+    communication: Array
+
+
+class Bounds:
+    """Bounds for the shapes of one spec on one cluster. Parts that several shapes share are made once."""
+
+    def __init__(self, spec: Spec, book: PriceBook, grid: Array) -> None:
+        self.spec, self.book, self.grid = spec, book, grid.astype(float)
+        self._kept: dict[object, Any] = {}
+
+    def _once(self, key: object, make: Callable[[], Any]) -> Any:
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    # --- a step -------------------------------------------------------------------------------------------------
+
+    def step(self, shape: Shape) -> Array:
+        """Seconds from decode step to decode step at least, at every t of the grid."""
+        spec = spec_of(self.spec, shape, 1)
+        dense, moe = len(spec.model.dense_layer_ids), len(spec.model.moe_layer_ids)
+        parts = [(dense, self._dense(spec, shape))] if dense else []
+        parts += [(moe, self._moe(spec, shape))] if moe else []
+        ends = self._ends(spec, shape)
+        chain = sum(n * layer.chain for n, layer in parts) + ends.chain
+        compute = sum(n * layer.compute for n, layer in parts) + ends.compute
+        communication = sum(n * layer.communication for n, layer in parts) + ends.communication
+        execution = spec.execution
+        busiest = np.maximum(compute / execution.compute_streams, communication / execution.communication_streams)
+        return np.asarray(np.maximum(chain, busiest * (shape.micro_batches / shape.pp)) * ROUNDING)
+
+    def scale(self, shape: Shape, point: int) -> Array:
+        """Of every point of the grid, the least ratio of an op's seconds there to its seconds at ``point``: by how much a step
+        shrinks or grows at least, float [grid]."""
+        spec = spec_of(self.spec, shape, 1)
+        parts = list(self._local(spec, shape).values())
+        if spec.model.moe is not None:
+            parts += [self._experts(spec, shape), *self._exchange(spec, shape)]
+        if shape.tp > 1:
+            parts.append(self._collective(spec, shape, "all_reduce", self._width(spec)))
+        return np.asarray(np.minimum.reduce([part / part[point] for part in parts if part[point] > 0]))
+
+    def _dense(self, spec: Spec, shape: Shape) -> Layer:
+        def make() -> Layer:
+            at = self._local(spec, shape)
+            reduce = self._collective(spec, shape, "all_reduce", self._width(spec))
+            compute = sum(at[kind] for kind in ("attn_qkv", "attn_core", "attn_out", "dense_up", "dense_down"))
+            compute = compute + 2 * at["add"]
+            return Layer(compute + 2 * reduce, compute, 2 * reduce)
+
+        return self._once(("dense", *_near(shape)), make)  # type: ignore[no-any-return]
+
+    def _attention(self, spec: Spec, shape: Shape) -> Layer:
+        """Attention with its sum and residual, the gate, and the way back to all ranks of a TP group."""
+
+        def make() -> Layer:
+            at = self._local(spec, shape)
+            scatter, width = shape.tp_comm == "reduce_scatter", self._width(spec)
+            reduced = self._collective(spec, shape, "reduce_scatter" if scatter else "all_reduce", width)
+            back = self._collective(spec, shape, "broadcast" if shape.leaders else "all_gather", width)
+            add = at["add of its tokens"] if scatter else at["add"]
+            compute = at["attn_qkv"] + at["attn_core"] + at["attn_out"] + add + at["gate"] + at["aggregate"]
+            return Layer(compute + reduced + back, compute, reduced + back)
+
+        return self._once(("attention", *_near(shape)), make)  # type: ignore[no-any-return]
+
+    def _moe(self, spec: Spec, shape: Shape) -> Layer:
+        base, experts = self._attention(spec, shape), self._experts(spec, shape)
+        dispatch, combine = self._exchange(spec, shape)
+        shared, shared_sum = self._shared(spec, shape)
+        chunks, execution = spec.execution.expert_chunks, spec.execution
+        reached = np.maximum(dispatch + experts / chunks, dispatch / chunks + experts)
+        split_sum, last_sum = self._expert_sums(spec, shape)
+        one = execution.compute_streams == execution.communication_streams == 1
+        if (
+            one and shape.pp == shape.micro_batches == 1
+        ):  # in the graph's order: shared experts run while results come back
+            chain = base.chain + reached + last_sum + np.maximum(combine, shared) + shared_sum
+        else:
+            chain = base.chain + np.maximum(reached + last_sum + combine, shared + shared_sum)
+        compute = base.compute + shared + experts
+        return Layer(chain, compute, base.communication + dispatch + combine + split_sum + shared_sum)
+
+    # --- local ops ----------------------------------------------------------------------------------------------
+
+    def _gpus(self, spec: Spec) -> list[Costs]:
+        taken = sms_of_exchanges(spec)
+        return [self.book.costs(group.gpu, spec.cluster, taken) for group in spec.cluster.groups]
+
+    def _price(self, spec: Spec, kind: str, columns: dict[str, Any], dtype: str) -> Array:
+        """Seconds of a kernel on the quickest GPU of the cluster, float [grid]."""
+        return np.asarray(
+            np.minimum.reduce(
+                [
+                    np.maximum(costs.price(kind, columns, dtype).seconds, costs.floor(kind, columns, dtype))
+                    for costs in self._gpus(spec)
+                ]
+            )
+            + 0.0 * self.grid
+        )
+
+    def _local(self, spec: Spec, shape: Shape) -> dict[str, Array]:
+        """Op kind -> seconds of one op, float [grid]; of what a model lacks, zeros."""
+        return self._once(("local", *_near(shape)), lambda: self._make_local(spec, shape))  # type: ignore[no-any-return]
+
+    def _make_local(self, spec: Spec, shape: Shape) -> dict[str, Array]:
+        model, tp, h, t = spec.model, shape.tp, spec.model.hidden, self.grid
+        source = t if shape.leaders or tp == 1 else t / tp
+        par = Parallelism(1, 1, tp, tp, 1, ((0, model.layers),), shape.gating, shape.tp_comm)  # type: ignore[arg-type]
+        at = Context(spec, par, kv_length(spec), product_dtype(spec))
+
+        def seconds(kind: str, rows: Array, *shapes: tuple[Any, ...]) -> Array:
+            """Of a kind that reads (and, with two shapes, writes) tensors of these shapes."""
+            tensors = [TensorType(part, "bf16") for part in (shapes or ((rows, h),))]
+            ports = {"in": tensors[0]}
+            out = dict.fromkeys(("x", "logits", "u"), tensors[-1])
+            reads = ports | {"u": tensors[0]}
+            block = OpBlock(kind, kind, np.zeros((1, 1), dtype=np.int32), reads=reads, writes=out)
+            total = np.zeros(len(t))
+            for kernel in kernels(at, block):
+                total = total + self._price(spec, kernel.kind, dict(kernel.sizes), kernel.dtype)
+            return total
+
+        kinds = {kind: seconds(kind, t) for kind in ("attn_qkv", "attn_core", "attn_out")}
+        kinds |= {"add": seconds("residual_add", t), "add of its tokens": seconds("residual_add", source)}
+        if model.dense_mlp and model.dense_layer_ids:
+            inner = t, model.dense_mlp.intermediate // tp
+            kinds |= {"dense_up": seconds("dense_up", t, (t, h), inner), "dense_down": seconds("dense_down", t, inner)}
+        if model.moe is not None:
+            kinds |= {"gate": seconds("gate", source), "aggregate": seconds("aggregate", source)}
+            split, rows = (tp, t) if shape.leaders else (1, source)
+            if model.moe.shared_width:
+                inner = rows, model.moe.shared_width // split
+                kinds |= {"shared_up": seconds("shared_up", rows, (rows, h), inner)}
+                kinds |= {"shared_down": seconds("shared_down", rows, inner)}
+        if model.vocab:
+            shard = padded_width(model.vocab, tp)
+            kinds["embed"] = seconds("embed", t)
+            kinds["lm_head"] = seconds("lm_head", t, (t, h), (t, shard))
+            kinds["sample"] = seconds("sample", t, (t, shard * tp))
+        return kinds
+
+    def _shared(self, spec: Spec, shape: Shape) -> tuple[Array, Array]:
+        """(compute of the shared experts, the sum of their shards)."""
+        zero = np.zeros(len(self.grid))
+        at = self._local(spec, shape)
+        if "shared_up" not in at:
+            return zero, zero
+        total = self._collective(spec, shape, "all_reduce", self._width(spec)) if shape.leaders else zero
+        return at["shared_up"] + at["shared_down"], total
+
+    def _ends(self, spec: Spec, shape: Shape) -> Layer:
+        """Embedding, head and sampling, and hand-overs between stages."""
+        zero = np.zeros(len(self.grid))
+        if not spec.model.vocab:
+            return Layer(zero, zero, zero)
+        at = self._local(spec, shape)
+        width = padded_width(spec.model.vocab, shape.tp) * shape.tp * spec.model.bytes_of("activations")
+        gather = self._collective(spec, shape, "all_gather", width)
+        compute = at["embed"] + at["lm_head"] + at["sample"]
+        return Layer(compute + gather, compute, gather)
+
+    # --- experts and their exchanges ----------------------------------------------------------------------------
+
+    def bare(self, shape: Shape) -> Bare:
+        """The shape's placement in one replica of one stage, with as many tokens a source as there are experts, so that every
+        expert has the same."""
+
+        def make() -> Bare:
+            moe = self.spec.model.moe
+            assert moe is not None
+            tokens = moe.experts * (1 if shape.leaders else shape.tp)
+            own = replace(shape, dp=1, pp=1, micro_batches=1, split="balanced")
+            spec = spec_of(self.spec, own, tokens * shape.ep // shape.tp)
+            stages = ((0, spec.model.layers),)
+            par = Parallelism(1, 1, shape.ep, shape.tp, shape.expert_tp, stages, shape.gating, shape.tp_comm)  # type: ignore[arg-type]
+            return Bare(spec, par, place_experts(spec, par), PlanGraph((), (), shape.ep))
+
+        return self._once(("bare", *_group(shape)), make)  # type: ignore[no-any-return]
+
+    def _exchange(self, spec: Spec, shape: Shape) -> tuple[Array, Array]:
+        """Seconds of dispatch and of combine, float [grid] each."""
+
+        def make() -> tuple[Array, Array]:
+            moe, bare = self.spec.model.moe, self.bare(shape)
+            assert moe is not None
+            prices = StepPrices(bare, self.book, None)
+            exchange = prices.exchanges.of(spec.model.moe_layer_ids[0])
+            ranks = np.arange(shape.ep)
+            quickest = [self.book.costs(g.gpu, spec.cluster, sms_of_exchanges(spec)) for g in spec.cluster.groups]
+            # of few tokens a leader's may all go to its own experts: only whole rounds of choices surely cross links
+            tokens = self._source(shape)
+            sources = shape.ep // shape.tp
+            if shape.leaders:
+                tokens = np.floor(tokens * sources * moe.top_k / moe.experts) * moe.experts / moe.top_k / sources
+            times = tokens / moe.experts
+            found = [
+                np.minimum.reduce(
+                    [
+                        prices.exchange_seconds(role, costs, prices.carried(role, exchange, 0, ranks), times)
+                        for costs in quickest
+                    ]
+                )
+                for role in ("dispatch", "combine")
+            ]
+            return found[0], found[1]
+
+        mode = exchange_mode(spec), sms_of_exchanges(spec)
+        return self._once(("exchange", mode, *_group(shape)), make)  # type: ignore[no-any-return]
+
+    def _source(self, shape: Shape) -> Array:
+        """Tokens that one gating rank sends."""
+        return self.grid if shape.leaders else self.grid / shape.tp
+
+    def _loads(self, shape: Shape) -> tuple[Array, Array]:
+        """(tokens of every expert copy on the fullest rank in the first layer, int [grid, copies]; tokens of the EP group)."""
+        moe, bare = self.spec.model.moe, self.bare(shape)
+        assert moe is not None
+        part = bare.placement.layers[self.spec.model.moe_layer_ids[0]]
+        sources = shape.ep // shape.tp if shape.leaders else shape.ep
+        tokens = np.floor(self._source(shape) + 1e-9) * sources
+        rank = int(np.bincount(part.rank, weights=1.0 / part.copies[part.expert]).argmax())
+        here = np.flatnonzero(part.rank == rank)
+        expert, copies = part.expert[here], part.copies[part.expert[here]]
+        turn = here - np.searchsorted(part.expert, expert)
+        share, rest = np.divmod((tokens * moe.top_k).astype(np.int64), moe.experts)
+        load = share[:, None] + (expert[None, :] < rest[:, None])
+        return load // copies + (turn < load % copies), tokens
+
+    def _experts(self, spec: Spec, shape: Shape) -> Array:
+        """Seconds of the experts of the fullest rank, float [grid]."""
+
+        def make() -> Array:
+            moe, chunks = spec.model.moe, spec.execution.expert_chunks
+            assert moe is not None
+            load, tokens = self._loads(shape)
+            rows, active = load.sum(axis=1), (load > 0).sum(axis=1)
+            padded = (np.ceil(load / TILE) * TILE).sum(axis=1)
+            s = {
+                "rows": np.maximum(rows / chunks, 1.0),
+                "active": active.astype(float),
+                "padded": np.maximum(padded / chunks, active * TILE),
+                "tokens": np.maximum(tokens, 1.0),
+            }
+            sizes: dict[str, float] = {
+                "hidden": spec.model.hidden,
+                "intermediate": moe.intermediate,
+                "experts": moe.experts,
+            }
+            sizes |= {"top_k": moe.top_k, "ep": shape.ep / shape.expert_tp, "tp": shape.expert_tp}
+            s |= {name: np.full(len(rows), float(value)) for name, value in sizes.items()}
+            s["gated"] = np.full(len(rows), float(moe.gated))
+            found = []
+            for costs in self._gpus(spec):
+                price, floor, _, _ = costs.experts_of_rank(s, spec.model.dtype_of("expert_weights"))
+                found.append(np.where(rows > 0, np.maximum(price.seconds, floor), 0.0) * chunks)
+            return np.asarray(np.minimum.reduce(found))
+
+        return self._once(("experts", sms_of_exchanges(spec), *_group(shape)), make)  # type: ignore[no-any-return]
+
+    def _expert_sums(self, spec: Spec, shape: Shape) -> tuple[Array, Array]:
+        """Seconds of the sums of expert shards on the fullest rank: of all turns, and of the last, which nothing hides."""
+        zero = np.zeros(len(self.grid))
+        if shape.expert_tp == 1:
+            return zero, zero
+
+        def make() -> tuple[Array, Array]:
+            load, _ = self._loads(shape)
+            width = spec.model.hidden * spec.model.bytes_of("combine")
+            turns = [self._reduce(spec, "all_reduce", shape.expert_tp, part * width) for part in load.T]
+            return np.asarray(sum(turns)), turns[-1]
+
+        return self._once(("sums", sms_of_exchanges(spec), *_group(shape)), make)  # type: ignore[no-any-return]
+
+    # --- collectives of a TP group ------------------------------------------------------------------------------
+
+    def _width(self, spec: Spec) -> int:
+        """Bytes of a token of the residual stream."""
+        return spec.model.hidden * spec.model.bytes_of("activations")
+
+    def _collective(self, spec: Spec, shape: Shape, kind: str, width: float) -> Array:
+        """Seconds of a collective of a TP group over t tokens of ``width`` bytes."""
+        if shape.tp == 1:
+            return np.zeros(len(self.grid))
+        key = "collective", kind, shape.tp, width, sms_of_exchanges(spec), shape.dtypes
+        return self._once(key, lambda: self._reduce(spec, kind, shape.tp, self.grid * width))  # type: ignore[no-any-return]
+
+    def _reduce(self, spec: Spec, kind: str, ranks: int, size: Array) -> Array:
+        """Seconds of a collective inside an NVLink domain over ``size`` bytes in all; nothing where there are none."""
+        link = spec.cluster.links.nvlink
+        sent = size * ((2.0 if kind == "all_reduce" else 1.0) * (ranks - 1) / ranks)
+        floor = sent / link.bandwidth
+        name = {"broadcast": "all_gather"}.get(kind, kind)
+        found = []
+        for costs in self._gpus(spec):
+            if costs.fit is None:
+                found.append(link.latency + sent / (link.bandwidth * link.utilization))
+                continue
+            near, _ = against_preset(spec.cluster.links, costs.gpu.name)
+            each = []
+            for library in ("custom", "nccl") if name == "all_reduce" else ("nccl",):
+                price = costs.price(name, {"ranks": ranks, "bytes": np.maximum(size, 1.0), "library": library}).seconds
+                least = costs.price(name, {"ranks": ranks, "bytes": 1.0, "library": library}).seconds
+                each.append(least + np.maximum(price - least, 0.0) / near if near != 1.0 else price)
+            found.append(np.minimum.reduce(each))
+        return np.where(size > 0, np.maximum(np.minimum.reduce(found), floor), 0.0)
+
+
+def _near(shape: Shape) -> tuple[object, ...]:
+    """What local ops and collectives of a TP group follow from."""
+    return shape.tp, shape.leaders, shape.tp_comm, shape.micro_batches > 1, shape.dtypes
+
+
+def _group(shape: Shape) -> tuple[object, ...]:
+    """What the placement in an EP group follows from."""
+    return shape.ep, shape.tp, shape.expert_tp, shape.leaders, shape.scope, shape.spares, shape.dtypes

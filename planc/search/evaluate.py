@@ -1,0 +1,121 @@
+"""The exact prediction of single candidates: the same simulation that `planc estimate` makes of the built plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from planc.cost.book import PriceBook
+from planc.diagnostics import PlancError
+from planc.graph import build_graph, expand
+from planc.placement import Placed, resolve
+from planc.schedule.estimate import Estimate, prefill_chunk, prefill_step
+from planc.schedule.simulate import Wiring
+from planc.schedule.timeline import Timeline, timeline
+from planc.search.space import Shape, reason_of, spec_of
+from planc.spec import Spec
+from planc.verify import Draft
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a candidate: its ``row``, or why it is no plan. Without ``ttft`` asked for, the row has none."""
+
+    row: Row | None
+    refused: str = ""
+
+
+class Evaluator:
+    """Predicts candidates of one spec; prices and the wiring of graphs are kept between them."""
+
+    def __init__(self, spec: Spec, book: PriceBook | None = None) -> None:
+        self.spec, self.book = spec, book or PriceBook()
+        self._wiring: dict[object, Wiring] = {}
+
+    def placed(self, shape: Shape, batch: int) -> Placed | str:
+        """Who holds what, or the reason why it cannot be."""
+        spec = spec_of(self.spec, shape, batch)
+        try:
+            return resolve(spec)
+        except PlancError as error:
+            return reason_of(error.diagnostics[0].code)
+
+    def outcome(self, shape: Shape, batch: int, *, ttft: bool = False, whole: bool = False) -> Outcome:
+        """The prediction for a shape at a batch: TPOT and TPS. ``ttft``: also that of the prefill step, which `serving:
+        together` needs anyway; ``whole``: all that a record has, with interval and floor."""
+        spec = spec_of(self.spec, shape, batch)
+        placed = self.placed(shape, batch)
+        if isinstance(placed, str):
+            return Outcome(None, placed)
+        graph = build_graph(spec, placed.par, placed.placement)
+        draft = Draft(spec, placed.par, placed.reasons, placed.placement, placed.memory, graph)
+        line = self._line(draft, (shape, placed.par.stages))
+        prefill = None
+        if ttft or whole or shape.serving == "together":
+            chunk = prefill_chunk(draft)
+            prefill = self._line(prefill_step(draft, chunk), (shape, placed.par.stages, "prefill")) if chunk else None
+        found = Estimate(draft, line, prefill, {})
+        if not found.serves:
+            return Outcome(None, "no prefill step fits memory beside the KV cache")
+        return Outcome(
+            row_of(shape, found) if whole else {"gpus": shape.gpus, "step_s": line.period, **_numbers(found)}
+        )
+
+    def _line(self, draft: Draft, key: object) -> Timeline:
+        if key not in self._wiring:
+            self._wiring[key] = Wiring(expand(draft.blocks))
+        return timeline(draft, book=self.book, wiring=self._wiring[key])
+
+
+def _numbers(found: Estimate) -> Row:
+    return {"tpot_s": found.tpot, "ttft_s": found.ttft, "tps": found.tps, "tps_per_gpu": found.tps_per_gpu}
+
+
+def row_of(shape: Shape, found: Estimate) -> Row:
+    """A candidate as the record has it: degrees, choices, and the numbers of `planc estimate` (s, B, tokens/s)."""
+    plan, memory = found.plan, found.plan.memory  # type: ignore[attr-defined]
+    tpot, rank = found.tpot, memory.fullest
+    assert tpot is not None
+    moe = plan.spec.model.moe
+    rounds = plan.placement.rounds
+    return {
+        "gpus": shape.gpus,
+        "dp": shape.dp,
+        "pp": shape.pp,
+        "ep": shape.ep,
+        "tp": shape.tp,
+        "expert_tp": shape.expert_tp,
+        "stages": [end - first for first, end in plan.parallelism.stages],
+        "gating": shape.gating,
+        "tp_comm": shape.tp_comm,
+        "rule": shape.scope,
+        "slots_per_gpu": rounds,
+        "spares": shape.spares,
+        "rounds": rounds,
+        "one_expert_per_gpu": moe is not None and rounds == 1,
+        "micro_batches": shape.micro_batches,
+        "split": shape.split,
+        "batch": plan.spec.workload.batch,
+        "serving": shape.serving,
+        "dtypes": dict(shape.dtypes),
+        **_numbers(found),
+        "tpot_interval_s": list(found.intervals["tpot_s"]),
+        "tpot_floor_s": found.floors["tpot_s"],
+        "tps_per_user": 1.0 / tpot,
+        "memory_used_bytes": int(memory.used[rank]),
+        "memory_capacity_bytes": int(memory.capacity[rank]),
+    }
+
+
+def shape_of(row: Row) -> Shape:
+    """The shape of a record's row."""
+    plain = ("dp", "pp", "ep", "tp", "expert_tp", "gating", "tp_comm", "micro_batches", "split")
+    return Shape(
+        **{name: row[name] for name in plain},
+        scope=row["rule"],
+        spares=row["spares"],
+        serving=row["serving"],
+        dtypes=tuple(sorted(row["dtypes"].items())),
+    )

@@ -1,0 +1,315 @@
+"""The search itself: bounds for all candidates, exact simulation of those that may still be best, until none can.
+
+Candidates are looked at best bound first. One whose bound cannot beat what was found is left out, and with it all that
+follow: so the answer is the best of the declared space, not of those simulated. Waves of candidates are evaluated together,
+by as many workers as there are; their size is fixed, so that the result is the same for any number of workers.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from planc.cost.book import PriceBook
+from planc.diagnostics import PlancError
+from planc.placement import memory_table, place_experts
+from planc.placement.legality import least_excess
+from planc.placement.stages import make_parallelism
+from planc.search.bound import Bounds
+from planc.search.evaluate import Outcome, Row
+from planc.search.space import Axes, Shape, reason_of, shapes, spec_of, with_cluster
+from planc.spec import Spec
+
+#: candidates that are simulated together
+WAVE = 8
+#: tokens of a TP group up to which every number is looked at; beyond, as many per doubling
+FINE = 128
+#: by how much the order of ops may make a step quicker than a smaller or larger one of the same shape foretells
+SLACK = 0.02
+MEMORY = reason_of("PLN201")
+
+Evaluate = Callable[[Sequence[tuple[Shape, int]]], list[Outcome]]
+Array = np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is best, under which bounds (s, tokens/s; None: no bound)."""
+
+    objective: str = "tps"
+    tpot: float | None = None
+    ttft: float | None = None
+    tps: float | None = None
+    one_expert_per_gpu: bool = False
+
+    def worth(self, row: Row) -> float:
+        """How good a candidate is; more is better."""
+        return self.value(row["tps"], row["tpot_s"], row["gpus"])
+
+    def value(self, tps: float, tpot: float, gpus: int) -> float:
+        """The objective as a number of which more is better. A GPU costs the same wherever it is, so that the cheapest token
+        is that of the most tokens per GPU."""
+        if self.objective == "tpot":
+            return -tpot
+        if self.objective == "gpus":
+            return -gpus + 0.5 * min(1.0, tps / gpus / 1e9)  # of as few GPUs the one that serves more
+        return tps if self.objective == "tps" else tps / gpus
+
+    def keeps(self, row: Row) -> bool:
+        """Whether a candidate keeps the bounds."""
+        return not self.missed(row)
+
+    def missed(self, row: Row) -> dict[str, float]:
+        """Bounds that a candidate misses -> by which factor."""
+        found = {}
+        if self.tpot is not None and row["tpot_s"] > self.tpot:
+            found["tpot"] = row["tpot_s"] / self.tpot
+        if self.ttft is not None and (row["ttft_s"] is None or row["ttft_s"] > self.ttft):
+            found["ttft"] = np.inf if row["ttft_s"] is None else row["ttft_s"] / self.ttft
+        if self.tps is not None and row["tps"] < self.tps:
+            found["tps"] = self.tps / row["tps"]
+        return found
+
+
+@dataclass(slots=True)
+class Found:
+    """What a search came to. ``top``: the best rows, best first; ``nearest``: of those simulated the row that misses the
+    bounds least; ``optimal``: whether no other candidate of the space can be better; ``most``: what one left out could be
+    worth at most, where it is not."""
+
+    top: list[Row] = field(default_factory=list)
+    nearest: Row | None = None
+    optimal: bool = True
+    most: float | None = None
+
+
+class Explorer:
+    """A declared space with its bounds, searched as often as asked: what was simulated is kept."""
+
+    def __init__(self, spec: Spec, space: Axes, evaluate: Evaluate, book: PriceBook | None = None) -> None:
+        self.spec, self.evaluate = spec, evaluate
+        self.shapes, self.refused = shapes(spec, space)
+        self.asked = tuple(sorted(space["batch"])) if "batch" in space else None
+        self.known: dict[tuple[int, int], Outcome] = {}  #: (shape, point of the grid) -> what became of it
+        self._limit: dict[int, int] = {}
+        self._steps: dict[int, dict[int, float]] = {}  #: shape -> point -> seconds of its step, as simulated
+        clusters = {gpus: with_cluster(spec, gpus) for gpus in dict.fromkeys(shape.gpus for shape in self.shapes)}
+        self._roughly = [rough_limit(clusters[shape.gpus], shape) for shape in self.shapes]
+        self.grid = thinned(max(self._roughly, default=0)) if self.asked is None else np.zeros(0, dtype=np.int64)
+        book = book or PriceBook()
+        self._bounds = {gpus: Bounds(whole, book, self._tokens(None)) for gpus, whole in clusters.items()}
+
+    # --- candidates ---------------------------------------------------------------------------------------------
+
+    def _tokens(self, shape: Shape | None) -> Array:
+        """Tokens of a TP group and micro-batch at every point of the grid."""
+        return self.grid
+
+    @property
+    def candidates(self) -> int:
+        """Combinations of a shape with a batch, whether legal or not."""
+        return (len(self.shapes) + self.refused.total()) * len(self.grid)
+
+    def batches(self, shape: Shape) -> Array:
+        """The batch of every point: the largest that gives a TP group so many tokens."""
+        return self.grid * (shape.groups * shape.micro_batches)
+
+    def allowed(self, number: int) -> Array:
+        """Points of the grid that a shape has, bool [grid]: whole tokens for every rank that gates, and within memory."""
+        shape = self.shapes[number]
+        own = np.ones(len(self.grid), dtype=bool) if shape.leaders else self.grid % shape.tp == 0
+        limit = self._limit.get(number, self._roughly[number])
+        return np.asarray(own & (self.grid <= limit))
+
+    def bound(self, number: int) -> tuple[Array, Array]:
+        """(TPOT at least, TPS at most) at every point of the grid. Steps of the shape that were simulated tell of the others:
+        where no op takes less than a part ρ of its time there, the step takes no less than ρ of its own, but for `SLACK`."""
+        shape = self.shapes[number]
+        bounds, execution = self._bounds[shape.gpus], self.spec.execution
+        step = bounds.step(shape)
+        for point, seconds in self._steps.get(number, {}).items():
+            step = np.maximum(step, bounds.scale(shape, point) * (seconds * (1 - SLACK)))
+            step[point] = seconds
+        tpot = (step + execution.step_overhead) / execution.tokens_per_step
+        return tpot, self.batches(shape) / tpot
+
+    def limit(self, number: int) -> int:
+        """The most tokens of a TP group and micro-batch that fit memory, exactly."""
+        if number not in self._limit:
+            self._limit[number] = self._exact_limit(self.shapes[number], self._roughly[number])
+        return self._limit[number]
+
+    def _exact_limit(self, shape: Shape, most: int) -> int:
+        def fits(point: int) -> bool:
+            spec = spec_of(self.spec, shape, int(self.grid[point]) * shape.groups * shape.micro_batches)
+            degrees = {key: getattr(shape, key) for key in ("dp", "pp", "ep", "tp", "expert_tp")}
+            par = make_parallelism(spec, degrees)
+            return memory_table(spec, par, place_experts(spec, par)).fits
+
+        low, high = -1, int(np.searchsorted(self.grid, most, side="right"))
+        step = 1
+        while high - low > 1:  # the rough limit is close: look near it first
+            middle = max(high - step, (low + high) // 2 if step > 4 else low + 1)
+            low, high = (middle, high) if fits(middle) else (low, middle)
+            step *= 2
+        return int(self.grid[low]) if low >= 0 else 0
+
+    # --- searching ----------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        goal: Goal,
+        *,
+        top: int = 1,
+        most: int = 2000,
+        progress: Callable[[int, int], None] | None = None,
+        among: Callable[[Shape], bool] | None = None,
+    ) -> Found:
+        """The ``top`` candidates (one of every shape) of a goal, among those that keep its bounds. After ``most`` simulations
+        it stops and says what the rest could be worth."""
+        found = Found()
+        best: dict[int, tuple[float, Row]] = {}  # shape -> its best row
+        heap: list[tuple[float, int]] = []
+        worth: dict[int, Array] = {}
+        for number, shape in enumerate(self.shapes):
+            if among is not None and not among(shape):
+                continue
+            worth[number] = self._worth(number, goal)
+            self._push(heap, worth, number)
+        simulated = 0
+        tried: dict[int, set[int]] = {}
+        while heap:
+            wave: list[tuple[int, int]] = []
+            floor = self._nth(best, top)
+            while heap and len(wave) < WAVE and -heap[0][0] > floor:
+                _, number = heapq.heappop(heap)
+                if number not in self._limit:
+                    self.limit(number)
+                    self._renew(heap, worth, number, goal, tried)
+                    continue
+                wave.append((number, int(np.argmax(worth[number]))))
+            if not wave:
+                break
+            unknown = [one for one in wave if one not in self.known]
+            if simulated + len(unknown) > most:
+                found.optimal, found.most = (
+                    False,
+                    max(-heap[0][0] if heap else -np.inf, *(worth[n][p] for n, p in wave)),
+                )
+                break
+            simulated += len(unknown)
+            self._simulate(unknown)
+            for number, point in wave:
+                tried.setdefault(number, set()).add(point)
+                self._renew(heap, worth, number, goal, tried)
+                row = self.known[number, point].row
+                if row is None:
+                    continue
+                excess = max(goal.missed(row).values(), default=1.0)
+                if excess == 1.0 and (number not in best or goal.worth(row) > best[number][0]):
+                    best[number] = goal.worth(row), row
+                if found.nearest is None or excess < max(goal.missed(found.nearest).values(), default=1.0):
+                    found.nearest = row
+            if progress:
+                progress(len(self.known), 0)
+        ranked = sorted(best.items(), key=lambda item: (-item[1][0], item[0]))
+        found.top = [row for _, (_, row) in ranked[:top]]
+        return found
+
+    def _nth(self, best: dict[int, tuple[float, Row]], top: int) -> float:
+        """What a candidate must be worth more than to count."""
+        if len(best) < top:
+            return -np.inf
+        return sorted((value for value, _ in best.values()), reverse=True)[top - 1]
+
+    def _worth(self, number: int, goal: Goal) -> Array:
+        """What the candidates of a shape are worth at most, by point; −inf for those that cannot keep a bound."""
+        shape = self.shapes[number]
+        tpot, tps = self.bound(number)
+        if goal.objective == "tpot":
+            value = -tpot
+        elif goal.objective == "gpus":
+            value = -shape.gpus + 0.5 * np.minimum(1.0, tps / shape.gpus / 1e9)
+        else:
+            value = tps if goal.objective == "tps" else tps / shape.gpus
+        good = self.allowed(number)
+        if goal.tpot is not None:
+            good &= tpot <= goal.tpot
+        if goal.tps is not None:
+            good &= tps >= goal.tps
+        return np.where(good, value, -np.inf)
+
+    def _renew(
+        self,
+        heap: list[tuple[float, int]],
+        worth: dict[int, Array],
+        number: int,
+        goal: Goal,
+        tried: dict[int, set[int]],
+    ) -> None:
+        """Back into the heap with what is known now."""
+        worth[number] = self._worth(number, goal)
+        worth[number][list(tried.get(number, ()))] = -np.inf
+        self._push(heap, worth, number)
+
+    def _push(self, heap: list[tuple[float, int]], worth: dict[int, Array], number: int) -> None:
+        if len(worth[number]) and (most := float(worth[number].max())) > -np.inf:
+            heapq.heappush(heap, (-most, number))
+
+    def _simulate(self, wanted: Iterable[tuple[int, int]]) -> None:
+        wanted = list(wanted)
+        asked = [(self.shapes[number], int(self.batches(self.shapes[number])[point])) for number, point in wanted]
+        for one, outcome in zip(wanted, self.evaluate(asked), strict=True):
+            self.known[one] = outcome
+            if outcome.row is not None:
+                self._steps.setdefault(one[0], {})[one[1]] = outcome.row["step_s"]
+
+    def pruned(self, goal: Goal) -> Counter[str]:
+        """Candidates that were not simulated, by reason."""
+        count: Counter[str] = Counter()
+        for reason, combinations in self.refused.items():
+            count[reason] += combinations * len(self.grid)
+        for number in range(len(self.shapes)):
+            shape = self.shapes[number]
+            whole = np.ones(len(self.grid), dtype=bool) if shape.leaders else self.grid % shape.tp == 0
+            count["the same step as a larger batch (padding)"] += int((~whole).sum())
+            good = self.allowed(number)
+            count[MEMORY] += int((whole & ~good).sum())
+            late = np.zeros(len(good), dtype=bool) if goal.tpot is None else self.bound(number)[0] > goal.tpot
+            count["TPOT bound: no schedule keeps it"] += int((good & late).sum())
+            seen = sum(1 for n, _ in self.known if n == number)
+            count["bound: cannot beat what was found"] += int((good & ~late).sum()) - seen
+        return Counter({reason: n for reason, n in count.items() if n > 0})
+
+
+def rough_limit(spec: Spec, shape: Shape) -> int:
+    """Tokens of a TP group and micro-batch beyond which no memory suffices: attention, experts and KV cache alone."""
+    degrees = {key: getattr(shape, key) for key in ("dp", "pp", "ep", "tp", "expert_tp")}
+
+    def excess(sequences: int) -> float:
+        work = spec.workload.model_copy(update={"batch": sequences * shape.groups})
+        return least_excess(spec.model_copy(update={"workload": work}), degrees)
+
+    first, second = excess(1), excess(2)
+    if first > 0:
+        return 0
+    return int((1 - first / max(second - first, 1.0)) / shape.micro_batches) + 1
+
+
+def thinned(limit: int) -> Array:
+    """Numbers up to ``limit``: every one up to `FINE`, then `FINE` of every doubling, all multiples of a power of two."""
+    found = [np.arange(1, min(limit, FINE) + 1)]
+    step, last = 2, FINE
+    while last < limit:
+        found.append(np.arange(last + step, min(limit, 2 * last) + 1, step))
+        step, last = step * 2, 2 * last
+    return np.concatenate(found).astype(np.int64) if limit > 0 else np.zeros(0, dtype=np.int64)
+
+
+def refusal(error: PlancError) -> str:
+    """Why a candidate is no plan."""
+    return reason_of(error.diagnostics[0].code)
