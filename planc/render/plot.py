@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from math import floor, log10
+from math import dist, floor, log10
 from typing import NamedTuple
 
 from planc.render.chart import NAME, WIDTH, round_step, text_at
@@ -45,11 +45,12 @@ class Box(NamedTuple):
 
 
 class Label(NamedTuple):
-    """Words for a point; bold is for a point that has a ring."""
+    """Words for a point; bold is for a point that has a ring. ``reach``: px that it may stand off, tried in turn."""
 
     words: str
     place: Place
     bold: bool = False
+    reach: Sequence[float] = (0,)
 
 
 # --- axes -----------------------------------------------------------------------------------------------------------------
@@ -163,37 +164,37 @@ def along(places: Sequence[Place]) -> Iterator[Box]:
             yield Box(u - 1, v - 1, u + 1, v + 1)
 
 
-def labels(
-    wanted: Iterable[Label], plot: Box, marks: Sequence[Box], lines: Sequence[Box], reach: Sequence[float] = (0,)
-) -> Iterator[str]:
+def labels(wanted: Iterable[Label], plot: Box, marks: Sequence[Box], lines: Sequence[Box]) -> Iterator[str]:
     """The labels that have room inside ``plot`` clear of marks, lines and one another, the first wanted first.
 
-    ``reach``: px that a label may stand off its point, tried in turn. One that stands off has a leader, which keeps clear of
-    other marks and labels and may cross lines.
+    A label that stands off its point has a leader, which keeps clear of other labels and marks and may cross lines.
     """
     solid, thin = list(marks), list(lines)
     for label in wanted:
-        for box, off in _rooms(label, reach):
+        near = around(label.place, 8)  # marks that coincide with the point: no leader could keep clear of them
+        for box, off in _rooms(label):
             if not plot.holds(box) or any(box.meets(other) for other in (*solid, *thin)):
                 continue
-            lead = _leader(label.place, box) if off else []
-            own = around(label.place, 0.5)
-            if any(piece.meets(other) for piece in along(lead) for other in solid if not other.meets(own)):
+            lead = _leader(label, box) if off else []
+            if any(piece.meets(other) for piece in along(lead) for other in solid if not other.meets(near)):
                 continue
             solid.append(box)
             thin += along(lead)
             if lead:
                 yield f'<path class="leader" fill="none" stroke="#8a8a8a" stroke-width=".8" d="{line(lead)}"/>'
-            yield text_at(box.left + 1, box.top + 11, label.words, NAME, bold=label.bold)
+            if lead and box.right <= label.place[0]:  # widths are upper bounds: the text ends where its leader does
+                yield text_at(box.right - 1, box.top + 11, label.words, NAME, "end", bold=label.bold)
+            else:
+                yield text_at(box.left + 1, box.top + 11, label.words, NAME, bold=label.bold)
             break
 
 
-def _rooms(label: Label, reach: Sequence[float]) -> Iterator[tuple[Box, float]]:
+def _rooms(label: Label) -> Iterator[tuple[Box, float]]:
     """Places to try for a label, nearest first, and how far each stands off."""
     wide, (a, b) = text_width(label.words, NAME, bold=label.bold), label.place
-    for off in reach:
+    for off in label.reach:
         away = (12 if label.bold else 7) + off
-        corners = (
+        corners = [
             (a - away - wide, b - away - 4),
             (a + away, b + away + 4),
             (a - wide / 2, b - away - 8),
@@ -202,12 +203,17 @@ def _rooms(label: Label, reach: Sequence[float]) -> Iterator[tuple[Box, float]]:
             (a + away + 4, b),
             (a - away - wide, b + away + 4),
             (a + away, b - away - 4),
-        )
+        ]
+        if off:  # steeper ones too, and flatter ones
+            for u, v in ((away / 2, away + 8), (2 * away, away)):
+                corners += [(left, b + down) for down in (v, -v) for left in (a - u - wide, a + u)]
         for left, middle in corners:
             yield Box(left - 1, middle - 7, left + wide + 1, middle + 7), off
 
 
-def _leader(place: Place, box: Box) -> list[Place]:
-    """From a point to the nearest of a label's box."""
-    x, y = place
-    return [place, (min(max(x, box.left), box.right), min(max(y, box.top + 2), box.bottom - 2))]
+def _leader(label: Label, box: Box) -> list[Place]:
+    """From the rim of a point's mark to just before its label's box."""
+    x, y = label.place
+    to = min(max(x, box.left - 2), box.right + 2), min(max(y, box.top), box.bottom)
+    part = (11 if label.bold else 6) / dist(label.place, to)
+    return [(x + part * (to[0] - x), y + part * (to[1] - y)), to]
