@@ -178,6 +178,11 @@ CODES: dict[str, Code] = {
     "PLN422": Code(
         "proof is not this plan's", "What a plan's file says of its proof is what executing it again gives."
     ),
+    "PLN432": Code(
+        "needs plotly",
+        "The interactive page of a search result holds plotly.js, which the package plotly brings: "
+        "`pip install 'planc[charts]'`. Tables, JSON and SVG figures never need it.",
+    ),
     # 5xx: output in other formats
     "PLN501": Code("needs the dot program", "PNG and PDF are drawn by Graphviz's `dot`; SVG and DOT never need it."),
     # 9xx: our own fault

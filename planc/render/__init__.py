@@ -9,6 +9,8 @@ from planc.render.frontier import best_under, tps_tpot_svg
 from planc.render.gate import gate_loads_svg
 from planc.render.memory import memory_svg
 from planc.render.placement import expert_heat_map_svg, link_bars_svg
+from planc.render.search import search_gpus_svg, search_svg
+from planc.render.search_page import search_html
 from planc.render.simplified import simplified_view
 from planc.render.svg import svg
 from planc.render.timeline import timeline_svg
@@ -37,6 +39,9 @@ __all__ = [
     "gate_loads_svg",
     "link_bars_svg",
     "memory_svg",
+    "search_gpus_svg",
+    "search_html",
+    "search_svg",
     "simplified_view",
     "svg",
     "timeline_svg",
