@@ -14,6 +14,7 @@ from planc.diagnostics import Diagnostic, PlancError, Span
 if TYPE_CHECKING:
     from planc.cost.book import PriceBook
     from planc.schedule import Slow, Sweep
+    from planc.spec import Spec
     from planc.verify import VerifiedPlan
 
 SWEPT = ("batch", "isl", "osl", "micro_batches")
@@ -38,7 +39,7 @@ def estimate(options: argparse.Namespace) -> int:
     bounds = read_bound("--tpot", options.tpot), read_bound("--ttft", options.ttft)
     _refuse_unused(options)
     plan = load_any(options.plan, options.set)
-    traffic, book = known_traffic(plan, files=True), book_of(options.fit, [plan])
+    traffic, book = known_traffic(plan, files=True), book_of(options.fit, [plan.spec])
     if sweep or options.best:
         from planc.schedule import Sweep
 
@@ -62,12 +63,12 @@ def estimate(options: argparse.Namespace) -> int:
     return 0
 
 
-def book_of(files: Sequence[str], plans: Sequence[VerifiedPlan]) -> PriceBook:
-    """Prices from the fits in ``files``. Raises PlancError PLN408 for a fit of a GPU that no plan has."""
+def book_of(files: Sequence[str], specs: Sequence[Spec]) -> PriceBook:
+    """Prices from the fits in ``files``. Raises PlancError PLN408 for a fit of a GPU that no spec has."""
     from planc.cost.book import PriceBook
     from planc.cost.fits import load_fit
 
-    names = dict.fromkeys(group.gpu.name for plan in plans for group in plan.spec.cluster.groups)
+    names = dict.fromkeys(group.gpu.name for spec in specs for group in spec.cluster.groups)
     fits = {}
     for file in files:
         fit = load_fit(file)

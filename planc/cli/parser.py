@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from planc import __version__
-from planc.cli import commands, compare, costs, estimate, gate, place, prove, trace
+from planc.cli import commands, compare, costs, estimate, gate, place, prove, search, trace
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -44,14 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
     _estimate(command("estimate", estimate.estimate, text, example))
     text = "compare plans: predictions, reasons for the difference, equal GPUs and equal latency"
     example = "planc compare specs/moe-4l-64gpu.yaml specs/moe-4l-16gpu-baseline.yaml"
-    part = command("compare", compare.compare, text, example)
-    part.add_argument("plans", nargs="+", metavar="PLAN", help="folder of a plan, its plan.json, or a spec")
-    part.add_argument("--tpot", metavar="TIME", help="common bound (default: the slowest plan's own TPOT)")
-    _fit(part)
-    part.add_argument(
-        "--gpu-hour", type=_dollars, metavar="DOLLARS", help="price of a GPU hour, for $ per million tokens"
-    )
-    part.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    _compare(command("compare", compare.compare, text, example))
+    text = "find the best plan for a model, a cluster and bounds: every legal plan, the front, and why"
+    _search(command("search", search.search, text, "planc search specs/deepseek-v3-128gpu.yaml --tpot 50ms"))
     text = "balance the loads of a gate by its bias: what that does, what it costs, what copies do instead"
     _gate(command("gate", gate.gate, text, "planc gate deepseek-v3-ep256 --rate 0.003 -o loads.svg"))
     text = "run a plan on small numbers and compare it with the model run whole"
@@ -70,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     part.add_argument("path", help="a local config.json")
     _output(part)
     part = command("schema", commands.schema, "print a JSON Schema", "planc schema spec > spec.schema.json")
-    part.add_argument("what", choices=("spec", "model", "cluster", "plan"))
+    part.add_argument("what", choices=("spec", "model", "cluster", "plan", "search"))
     _output(command("init", commands.init, "write a commented starter spec", "planc init -o my-deployment.yaml"))
     return parser
 
@@ -195,6 +190,57 @@ def _estimate(part: argparse.ArgumentParser) -> None:
     text = "a GPU (its rank) or link (its name) that is slower than planned by a factor; may be repeated"
     part.add_argument("--slow", action="append", default=[], metavar="WHAT=FACTOR", help=text)
     part.add_argument("--json", action="store_true", help="print the prediction as JSON")
+
+
+def _compare(part: argparse.ArgumentParser) -> None:
+    text = "folder of a plan, its plan.json, a spec, or the result of a search (FILE.json, FILE.json#2 for its second best)"
+    part.add_argument("plans", nargs="+", metavar="PLAN", help=text)
+    part.add_argument("--tpot", metavar="TIME", help="common bound (default: the slowest plan's own TPOT)")
+    _fit(part)
+    text = "price of a GPU hour, for $ per million tokens"
+    part.add_argument("--gpu-hour", type=_dollars, metavar="DOLLARS", help=text)
+    part.add_argument("--json", action="store_true", help="print the comparison as JSON")
+
+
+def _search(part: argparse.ArgumentParser) -> None:
+    _spec(part)
+    text = "what is best: most tokens per second, most per GPU, shortest TPOT, fewest dollars per token, fewest GPUs for --tps"
+    part.add_argument("--objective", choices=("tps", "tps-per-gpu", "tpot", "cost", "gpus"), default="tps", help=text)
+    part.add_argument("--tpot", metavar="TIME", help="bound, e.g. 20ms (default: the spec's target)")
+    part.add_argument("--ttft", metavar="TIME", help="bound, e.g. 1s (default: the spec's target)")
+    part.add_argument("--tps", metavar="RATE", help="at least so many tokens per second, e.g. 450k")
+    text = "numbers of GPUs: 128, 64,128, '<=128' or 16..128 (whole nodes; default: the whole cluster)"
+    part.add_argument("--gpus", metavar="N", help=text)
+    text = "values of an axis of the space, e.g. tp=1,2 or dtypes.dispatch=fp8,bf16 (default: what is legal); may be repeated"
+    part.add_argument("--over", action="append", default=[], metavar="KEY=VALUES", help=text)
+    text = "only plans with at most one expert of a layer per GPU"
+    part.add_argument("--one-expert-per-gpu", action="store_true", help=text)
+    part.add_argument("--top", type=_positive, default=10, metavar="N", help="rows to list (default: 10)")
+    part.add_argument(
+        "--front", type=_count, default=8, metavar="N", help="points of the front, 0 for none (default: 8)"
+    )
+    part.add_argument("--pools", action="store_true", help="also share the GPUs between pools for prefill and decode")
+    part.add_argument(
+        "--sensitivity", action="store_true", help="also say what would change the winner, and at which value"
+    )
+    text = "simulations after which a search stops without proof (default: 2000)"
+    part.add_argument("--limit", type=_positive, default=2000, metavar="N", help=text)
+    part.add_argument("--workers", type=_positive, metavar="N", help="processes that simulate (default: all cores)")
+    part.add_argument(
+        "--dask", metavar="ADDRESS", help="simulate on a Dask cluster instead (pip install 'planc[dask]')"
+    )
+    _fit(part)
+    part.add_argument(
+        "--gpu-hour", type=_dollars, metavar="DOLLARS", help="price of a GPU hour, for $ per million tokens"
+    )
+    part.add_argument("--build", metavar="FOLDER", help="compile, verify and write the winner as a plan")
+    part.add_argument("-o", "--output", metavar="FILE.json", help="the result, for --resume and planc compare")
+    part.add_argument("--resume", metavar="FILE.json", help="take over what an earlier search simulated")
+    part.add_argument("--plot", metavar="FILE.svg", help="the front as a figure")
+    part.add_argument(
+        "--html", metavar="FILE.html", help="the front as a page with hover and filters (pip install 'planc[charts]')"
+    )
+    part.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _fit(part: argparse.ArgumentParser) -> None:

@@ -183,6 +183,21 @@ CODES: dict[str, Code] = {
         "The interactive page of a search result holds plotly.js, which the package plotly brings: "
         "`pip install 'planc[charts]'`. Tables, JSON and SVG figures never need it.",
     ),
+    "PLN430": Code(
+        "no plan keeps the bounds",
+        "Of all plans in the declared space none keeps the bounds of TPOT, TTFT or TPS that were asked for, or none fits memory; "
+        "the nearest is shown with the bound that binds.",
+    ),
+    "PLN435": Code(
+        "constraints contradict each other", "What is asked of a search cannot be true of any plan at once."
+    ),
+    "PLN436": Code(
+        "declared space is empty", "No combination of the axes of a search is legal for the model and the cluster."
+    ),
+    "PLN437": Code(
+        "result of another search", "A search goes on from the result of the same spec only, overrides included."
+    ),
+    "PLN438": Code("not the result of a search", "The file that `planc search -o` writes, schema `planc.search/1`."),
     # 5xx: output in other formats
     "PLN501": Code("needs the dot program", "PNG and PDF are drawn by Graphviz's `dot`; SVG and DOT never need it."),
     # 9xx: our own fault

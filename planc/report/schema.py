@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter
 
+from planc.report.search_file import SearchFile
 from planc.spec import Cluster, Model, Spec
 from planc.verify import PlanFile
 
@@ -13,11 +14,12 @@ _BASED: dict[str, Any] = {"type": "string", "description": "a preset, or a file 
 _GROUP_KEYS = ("nodes", "gpus_per_node", "gpu", "nvlink_domain")
 
 
-def json_schema(what: Literal["spec", "model", "cluster", "plan"]) -> dict[str, Any]:
-    """The schema of a spec, a model file, a cluster file (all as written, presets allowed), or plan.json."""
+def json_schema(what: Literal["spec", "model", "cluster", "plan", "search"]) -> dict[str, Any]:
+    """The schema of a spec, a model file, a cluster file (all as written, presets allowed), plan.json, or the result of a search."""
     models: dict[str, type[BaseModel]] = {"spec": Spec, "model": Model, "cluster": Cluster, "plan": PlanFile}
+    models["search"] = SearchFile
     schema = TypeAdapter(models[what]).json_schema(by_alias=True)
-    if what != "plan":
+    if what not in ("plan", "search"):
         _allow_presets(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"planc.{what}/1"} | schema
 

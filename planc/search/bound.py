@@ -78,7 +78,11 @@ class Bounds:
         communication = sum(n * layer.communication for n, layer in parts) + ends.communication
         execution = spec.execution
         busiest = np.maximum(compute / execution.compute_streams, communication / execution.communication_streams)
-        return np.asarray(np.maximum(chain, busiest * (shape.micro_batches / shape.pp)) * ROUNDING)
+        busiest = busiest * shape.micro_batches
+        if spec.model.vocab:
+            return np.asarray(np.maximum(chain, busiest / shape.pp) * ROUNDING)
+        # steps by themselves: the busiest stage does all its work beside the way of one micro-batch through the others
+        return np.asarray((chain + np.maximum(busiest - chain, 0.0) / shape.pp) * ROUNDING)
 
     def scale(self, shape: Shape, point: int) -> Array:
         """Of every point of the grid, the least ratio of an op's seconds there to its seconds at ``point``: by how much a step
@@ -310,7 +314,8 @@ class Bounds:
         return self._once(("experts", sms_of_exchanges(spec), *_group(shape)), make)  # type: ignore[no-any-return]
 
     def _expert_sums(self, spec: Spec, shape: Shape) -> tuple[Array, Array]:
-        """Seconds of the sums of expert shards on the fullest rank: of all turns, and of the last, which nothing hides."""
+        """Seconds of the sums of expert shards on the fullest rank: of all turns, and of the last, which nothing hides; each at
+        the rows of its least expert."""
         zero = np.zeros(len(self.grid))
         if shape.expert_tp == 1:
             return zero, zero
@@ -318,8 +323,8 @@ class Bounds:
         def make() -> tuple[Array, Array]:
             load, _ = self._loads(shape)
             width = spec.model.hidden * spec.model.bytes_of("combine")
-            turns = [self._reduce(spec, "all_reduce", shape.expert_tp, part * width) for part in load.T]
-            return np.asarray(sum(turns)), turns[-1]
+            least = self._reduce(spec, "all_reduce", shape.expert_tp, load.min(axis=1) * width)
+            return least * load.shape[1], least
 
         return self._once(("sums", sms_of_exchanges(spec), *_group(shape)), make)  # type: ignore[no-any-return]
 

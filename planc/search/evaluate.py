@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planc.cost.book import PriceBook
+from planc.cost.step import CLASS_NAMES
 from planc.diagnostics import PlancError
 from planc.graph import build_graph, expand
 from planc.placement import Placed, resolve
@@ -80,6 +81,7 @@ def row_of(shape: Shape, found: Estimate) -> Row:
     assert tpot is not None
     moe = plan.spec.model.moe
     rounds = plan.placement.rounds
+    path = found.own.path_by_class
     return {
         "gpus": shape.gpus,
         "dp": shape.dp,
@@ -104,6 +106,7 @@ def row_of(shape: Shape, found: Estimate) -> Row:
         "tpot_interval_s": list(found.intervals["tpot_s"]),
         "tpot_floor_s": found.floors["tpot_s"],
         "tps_per_user": 1.0 / tpot,
+        "path_s": {CLASS_NAMES[name]: seconds for name, seconds in path.items()},
         "memory_used_bytes": int(memory.used[rank]),
         "memory_capacity_bytes": int(memory.capacity[rank]),
     }

@@ -9,30 +9,30 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from planc.cost.book import PriceBook
-from planc.diagnostics import PlancError
 from planc.placement import memory_table, place_experts
 from planc.placement.legality import least_excess
 from planc.placement.stages import make_parallelism
 from planc.search.bound import Bounds
 from planc.search.evaluate import Outcome, Row
-from planc.search.space import Axes, Shape, reason_of, shapes, spec_of, with_cluster
+from planc.search.space import Axes, Shape, reason_of, shapes, slots_of, spec_of, with_cluster
 from planc.spec import Spec
 
 #: candidates that are simulated together
-WAVE = 8
+WAVE = 4
 #: tokens of a TP group up to which every number is looked at; beyond, as many per doubling
 FINE = 128
 #: by how much the order of ops may make a step quicker than a smaller or larger one of the same shape foretells
 SLACK = 0.02
 MEMORY = reason_of("PLN201")
 
-Evaluate = Callable[[Sequence[tuple[Shape, int]]], list[Outcome]]
+Evaluate = Callable[..., list[Outcome]]  #: (shapes with batches, whole=False) -> what became of each
 Array = np.ndarray
 
 
@@ -75,14 +75,22 @@ class Goal:
         return found
 
 
+class Candidate(NamedTuple):
+    """A shape at a batch with its predicted numbers."""
+
+    shape: Shape
+    batch: int
+    row: Row
+
+
 @dataclass(slots=True)
 class Found:
-    """What a search came to. ``top``: the best rows, best first; ``nearest``: of those simulated the row that misses the
+    """What a search came to. ``top``: the best candidates, best first; ``nearest``: of those simulated the one that misses the
     bounds least; ``optimal``: whether no other candidate of the space can be better; ``most``: what one left out could be
     worth at most, where it is not."""
 
-    top: list[Row] = field(default_factory=list)
-    nearest: Row | None = None
+    top: list[Candidate] = field(default_factory=list)
+    nearest: Candidate | None = None
     optimal: bool = True
     most: float | None = None
 
@@ -93,21 +101,24 @@ class Explorer:
     def __init__(self, spec: Spec, space: Axes, evaluate: Evaluate, book: PriceBook | None = None) -> None:
         self.spec, self.evaluate = spec, evaluate
         self.shapes, self.refused = shapes(spec, space)
-        self.asked = tuple(sorted(space["batch"])) if "batch" in space else None
+        self.asked = np.array(sorted(space["batch"]), dtype=np.int64) if "batch" in space else None
         self.known: dict[tuple[int, int], Outcome] = {}  #: (shape, point of the grid) -> what became of it
         self._limit: dict[int, int] = {}
         self._steps: dict[int, dict[int, float]] = {}  #: shape -> point -> seconds of its step, as simulated
         clusters = {gpus: with_cluster(spec, gpus) for gpus in dict.fromkeys(shape.gpus for shape in self.shapes)}
         self._roughly = [rough_limit(clusters[shape.gpus], shape) for shape in self.shapes]
-        self.grid = thinned(max(self._roughly, default=0)) if self.asked is None else np.zeros(0, dtype=np.int64)
+        #: tokens of a TP group and micro-batch
+        self.grid = thinned(max(self._roughly, default=0)) if self.asked is None else self._asked_tokens()
         book = book or PriceBook()
-        self._bounds = {gpus: Bounds(whole, book, self._tokens(None)) for gpus, whole in clusters.items()}
+        self._bounds = {gpus: Bounds(whole, book, self.grid) for gpus, whole in clusters.items()}
 
     # --- candidates ---------------------------------------------------------------------------------------------
 
-    def _tokens(self, shape: Shape | None) -> Array:
-        """Tokens of a TP group and micro-batch at every point of the grid."""
-        return self.grid
+    def _asked_tokens(self) -> Array:
+        """What the batches that are asked for give TP groups of any shape."""
+        assert self.asked is not None
+        found = {int(n) for shape in self.shapes for n in tokens_of(shape, self.asked)}
+        return np.array(sorted(found), dtype=np.int64)
 
     @property
     def candidates(self) -> int:
@@ -115,14 +126,20 @@ class Explorer:
         return (len(self.shapes) + self.refused.total()) * len(self.grid)
 
     def batches(self, shape: Shape) -> Array:
-        """The batch of every point: the largest that gives a TP group so many tokens."""
-        return self.grid * (shape.groups * shape.micro_batches)
+        """The batch of every point: the largest that gives a TP group so many tokens, or of those asked for."""
+        largest = self.grid * (shape.groups * shape.micro_batches)
+        if self.asked is None:
+            return largest
+        place = np.searchsorted(self.asked, largest, side="right") - 1
+        return np.where(place >= 0, self.asked[place], 0)
 
     def allowed(self, number: int) -> Array:
         """Points of the grid that a shape has, bool [grid]: whole tokens for every rank that gates, and within memory."""
         shape = self.shapes[number]
         own = np.ones(len(self.grid), dtype=bool) if shape.leaders else self.grid % shape.tp == 0
         limit = self._limit.get(number, self._roughly[number])
+        if self.asked is not None:
+            own &= np.isin(self.grid, tokens_of(shape, self.asked))
         return np.asarray(own & (self.grid <= limit))
 
     def bound(self, number: int) -> tuple[Array, Array]:
@@ -167,16 +184,15 @@ class Explorer:
         top: int = 1,
         most: int = 2000,
         progress: Callable[[int, int], None] | None = None,
-        among: Callable[[Shape], bool] | None = None,
     ) -> Found:
         """The ``top`` candidates (one of every shape) of a goal, among those that keep its bounds. After ``most`` simulations
         it stops and says what the rest could be worth."""
         found = Found()
-        best: dict[int, tuple[float, Row]] = {}  # shape -> its best row
+        best: dict[int, tuple[float, Candidate]] = {}  # shape -> its best candidate
         heap: list[tuple[float, int]] = []
         worth: dict[int, Array] = {}
         for number, shape in enumerate(self.shapes):
-            if among is not None and not among(shape):
+            if goal.one_expert_per_gpu and (shape.scope == "none" or slots_of(self.spec, shape) > 1):
                 continue
             worth[number] = self._worth(number, goal)
             self._push(heap, worth, number)
@@ -209,18 +225,19 @@ class Explorer:
                 row = self.known[number, point].row
                 if row is None:
                     continue
+                one = Candidate(self.shapes[number], int(self.batches(self.shapes[number])[point]), row)
                 excess = max(goal.missed(row).values(), default=1.0)
                 if excess == 1.0 and (number not in best or goal.worth(row) > best[number][0]):
-                    best[number] = goal.worth(row), row
-                if found.nearest is None or excess < max(goal.missed(found.nearest).values(), default=1.0):
-                    found.nearest = row
+                    best[number] = goal.worth(row), one
+                if found.nearest is None or excess < max(goal.missed(found.nearest.row).values(), default=1.0):
+                    found.nearest = one
             if progress:
                 progress(len(self.known), 0)
         ranked = sorted(best.items(), key=lambda item: (-item[1][0], item[0]))
-        found.top = [row for _, (_, row) in ranked[:top]]
+        found.top = [one for _, (_, one) in ranked[:top]]
         return found
 
-    def _nth(self, best: dict[int, tuple[float, Row]], top: int) -> float:
+    def _nth(self, best: dict[int, tuple[float, Candidate]], top: int) -> float:
         """What a candidate must be worth more than to count."""
         if len(best) < top:
             return -np.inf
@@ -263,10 +280,18 @@ class Explorer:
     def _simulate(self, wanted: Iterable[tuple[int, int]]) -> None:
         wanted = list(wanted)
         asked = [(self.shapes[number], int(self.batches(self.shapes[number])[point])) for number, point in wanted]
-        for one, outcome in zip(wanted, self.evaluate(asked), strict=True):
-            self.known[one] = outcome
-            if outcome.row is not None:
-                self._steps.setdefault(one[0], {})[one[1]] = outcome.row["step_s"]
+        for (number, point), outcome in zip(wanted, self.evaluate(asked), strict=True):
+            self._keep(number, point, outcome)
+
+    def _keep(self, number: int, point: int, outcome: Outcome) -> None:
+        self.known[number, point] = outcome
+        if outcome.row is not None:
+            self._steps.setdefault(number, {})[point] = outcome.row["step_s"]
+
+    def remember(self, number: int, batch: int, outcome: Outcome) -> None:
+        """Take over what another search found of a shape at a batch, where the batch is one of this grid."""
+        for point in np.flatnonzero(self.batches(self.shapes[number]) == batch).tolist():
+            self._keep(number, point, outcome)
 
     def pruned(self, goal: Goal) -> Counter[str]:
         """Candidates that were not simulated, by reason."""
@@ -300,6 +325,13 @@ def rough_limit(spec: Spec, shape: Shape) -> int:
     return int((1 - first / max(second - first, 1.0)) / shape.micro_batches) + 1
 
 
+def tokens_of(shape: Shape, batches: Array) -> Array:
+    """Tokens of a TP group and micro-batch that batches give (`planc.placement.step_tokens`)."""
+    sequences = -(batches // -shape.groups)
+    tokens = -(sequences // -shape.micro_batches)
+    return np.asarray(tokens if shape.leaders else -(-tokens // shape.tp) * shape.tp)
+
+
 def thinned(limit: int) -> Array:
     """Numbers up to ``limit``: every one up to `FINE`, then `FINE` of every doubling, all multiples of a power of two."""
     found = [np.arange(1, min(limit, FINE) + 1)]
@@ -308,8 +340,3 @@ def thinned(limit: int) -> Array:
         found.append(np.arange(last + step, min(limit, 2 * last) + 1, step))
         step, last = step * 2, 2 * last
     return np.concatenate(found).astype(np.int64) if limit > 0 else np.zeros(0, dtype=np.int64)
-
-
-def refusal(error: PlancError) -> str:
-    """Why a candidate is no plan."""
-    return reason_of(error.diagnostics[0].code)

@@ -21,6 +21,8 @@ from planc.spec.model import Dtypes, Model
 
 Axes = Mapping[str, tuple[Any, ...]]
 
+SLOTS_REASON = "experts of a layer per GPU: not of the space (slots_per_gpu)"
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shape:
@@ -68,6 +70,7 @@ AXES: dict[str, tuple[str, ...] | None] = {
     "expert_tp": None,
     "micro_batches": None,
     "batch": None,
+    "slots_per_gpu": None,
     "gating": ("leader", "sharded"),
     "tp_comm": ("all_reduce", "reduce_scatter"),
     "split": ("balanced", "even"),
@@ -77,6 +80,7 @@ AXES: dict[str, tuple[str, ...] | None] = {
 }
 #: most stages of a pipeline, and micro-batches beside as many as there are stages, that are looked at unless asked for
 STAGES, PARTS = 4, (1, 2)
+SLOTS = 16  #: experts of a layer on one GPU, likewise
 
 
 def declared(spec: Spec, asked: Axes) -> dict[str, tuple[Any, ...]]:
@@ -93,6 +97,7 @@ def declared(spec: Spec, asked: Axes) -> dict[str, tuple[Any, ...]]:
         "ep": all_divisors,
         "tp": inside,
         "expert_tp": inside if spec.model.moe else (1,),
+        "slots_per_gpu": tuple(range(1, SLOTS + 1)),
         "gating": ("leader", "sharded"),
         "tp_comm": ("all_reduce", "reduce_scatter"),
         "split": ("balanced", "even"),
@@ -121,6 +126,9 @@ def shapes(spec: Spec, space: Axes) -> tuple[list[Shape], Counter[str]]:
                 continue  # of another size: no combination of this one
             for tp, expert_tp in product(space["tp"], space["expert_tp"]):
                 base = Shape(dp, pp, ep, tp, expert_tp)
+                if ep % expert_tp == 0 and slots_of(spec, base) not in space["slots_per_gpu"]:
+                    refused[SLOTS_REASON] += 1
+                    continue
                 variants = list(_variants(spec, base, space, dtypes))
                 reasons: dict[tuple[str, str], str] = {}
                 for shape in variants:
