@@ -14,6 +14,8 @@ from planc.placement import Parallelism, resolve
 from planc.report.search_file import SCHEMA
 from planc.search.evaluate import Outcome, Row, shape_of
 from planc.search.explore import MEMORY, Candidate, Evaluate, Explorer, Found, Goal
+from planc.search.pools import pools
+from planc.search.sensitivity import sensitivity
 from planc.search.space import Axes, Shape, declared, spec_of
 from planc.spec import ExpertRule, Spec
 from planc.units import format_seconds
@@ -59,6 +61,12 @@ def answer(
         raise PlancError([_refusal(spec, question.goal, explorer, found)])
     front = _front(explorer, question, found, progress)
     own = [*_baselines(spec, question, evaluate, book)]
+    more: Record = {}
+    if question.pools:
+        more["pools"] = pools(spec, question.goal, question.asked, evaluate, book, progress)
+    if question.sensitivity:
+        first = found.top[0].shape
+        more["sensitivity"] = sensitivity(spec, question.goal, question.asked, first, found.top[:5])
     wanted = list(dict.fromkeys((one.shape, one.batch) for one in (*found.top, *(one for one, _ in front))))
     rows = dict(zip(wanted, evaluate(wanted, whole=True), strict=True))
 
@@ -91,6 +99,7 @@ def answer(
         "top": top,
         "front": with_reasons([row(one) | {"tpot_bound_s": bound} for one, bound in front]),
         "baselines": own,
+        **more,
         "spec": spec.model_dump(mode="json"),
         "sources": dict(spec.sources),
         "fingerprint": fingerprint(spec),

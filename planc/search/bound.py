@@ -55,9 +55,12 @@ class Layer:
 class Bounds:
     """Bounds for the shapes of one spec on one cluster. Parts that several shapes share are made once."""
 
-    def __init__(self, spec: Spec, book: PriceBook, grid: Array) -> None:
-        self.spec, self.book, self.grid = spec, book, grid.astype(float)
+    def __init__(self, spec: Spec, book: PriceBook, grid: Array, *, prefill: bool = False) -> None:
+        self.spec, self.book, self.grid, self.prefill = spec, book, grid.astype(float), prefill
         self._kept: dict[object, Any] = {}
+
+    def _spec(self, shape: Shape) -> Spec:
+        return spec_of(self.spec, shape, 1, prefill_chunk=int(self.prefill))
 
     def _once(self, key: object, make: Callable[[], Any]) -> Any:
         if key not in self._kept:
@@ -67,8 +70,8 @@ class Bounds:
     # --- a step -------------------------------------------------------------------------------------------------
 
     def step(self, shape: Shape) -> Array:
-        """Seconds from decode step to decode step at least, at every t of the grid."""
-        spec = spec_of(self.spec, shape, 1)
+        """Seconds from step to step at least, at every t of the grid: of decode steps, or of prefill steps."""
+        spec = self._spec(shape)
         dense, moe = len(spec.model.dense_layer_ids), len(spec.model.moe_layer_ids)
         parts = [(dense, self._dense(spec, shape))] if dense else []
         parts += [(moe, self._moe(spec, shape))] if moe else []
@@ -87,7 +90,7 @@ class Bounds:
     def scale(self, shape: Shape, point: int) -> Array:
         """Of every point of the grid, the least ratio of an op's seconds there to its seconds at ``point``: by how much a step
         shrinks or grows at least, float [grid]."""
-        spec = spec_of(self.spec, shape, 1)
+        spec = self._spec(shape)
         parts = list(self._local(spec, shape).values())
         if spec.model.moe is not None:
             parts += [self._experts(spec, shape), *self._exchange(spec, shape)]
@@ -190,9 +193,10 @@ class Bounds:
                 kinds |= {"shared_down": seconds("shared_down", rows, inner)}
         if model.vocab:
             shard = padded_width(model.vocab, tp)
+            rows = np.maximum(1.0, t // spec.workload.isl) if self.prefill else t
             kinds["embed"] = seconds("embed", t)
-            kinds["lm_head"] = seconds("lm_head", t, (t, h), (t, shard))
-            kinds["sample"] = seconds("sample", t, (t, shard * tp))
+            kinds["lm_head"] = seconds("lm_head", t, (t, h), (rows, shard))
+            kinds["sample"] = seconds("sample", rows, (rows, shard * tp))
         return kinds
 
     def _shared(self, spec: Spec, shape: Shape) -> tuple[Array, Array]:
@@ -211,7 +215,7 @@ class Bounds:
             return Layer(zero, zero, zero)
         at = self._local(spec, shape)
         width = padded_width(spec.model.vocab, shape.tp) * shape.tp * spec.model.bytes_of("activations")
-        gather = self._collective(spec, shape, "all_gather", width)
+        gather = np.zeros(len(self.grid)) if self.prefill else self._collective(spec, shape, "all_gather", width)
         compute = at["embed"] + at["lm_head"] + at["sample"]
         return Layer(compute + gather, compute, gather)
 
@@ -226,7 +230,8 @@ class Bounds:
             assert moe is not None
             tokens = moe.experts * (1 if shape.leaders else shape.tp)
             own = replace(shape, dp=1, pp=1, micro_batches=1, split="balanced")
-            spec = spec_of(self.spec, own, tokens * shape.ep // shape.tp)
+            chunk = tokens if self.prefill else 0
+            spec = spec_of(self.spec, own, tokens * shape.ep // shape.tp, prefill_chunk=chunk)
             stages = ((0, spec.model.layers),)
             par = Parallelism(1, 1, shape.ep, shape.tp, shape.expert_tp, stages, shape.gating, shape.tp_comm)  # type: ignore[arg-type]
             return Bare(spec, par, place_experts(spec, par), PlanGraph((), (), shape.ep))
