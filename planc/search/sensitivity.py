@@ -122,8 +122,8 @@ def _scan(
 
 def _alike(first: Shape, second: Shape, what: str) -> bool:
     """Of one kind, whatever the number of replicas; where GPUs change, also whatever the width of the EP group."""
-    free = {"dp": 1, "ep": 1} if what == GPUS else {"dp": 1}
-    return replace(first, **free) == replace(second, **free)
+    ep = second.ep if what == GPUS else first.ep
+    return replace(first, dp=1, ep=ep) == replace(second, dp=1)
 
 
 def _row(what: str, kept: float, at: float, other: Shape | None, value: Callable[[float], str]) -> Row:
