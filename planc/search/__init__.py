@@ -39,7 +39,7 @@ def find(
     faults = check_spec(spec)
     if faults:
         raise PlancError(faults)
-    goal = Goal(objective, tpot, ttft, tps, one_expert_per_gpu)
+    goal = Goal(objective, tpot, ttft, tps, one_expert_per_gpu or None)
     asked = {key: tuple(values) for key, values in (over or {}).items()}
     question = Question(goal, asked, top, front, sensitivity=sensitivity, pools=pools)
     with evaluating(spec, workers=workers, ttft=ttft is not None) as evaluate:

@@ -298,8 +298,8 @@ class Bounds:
             padded = (np.ceil(load / TILE) * TILE).sum(axis=1)
             s = {
                 "rows": np.maximum(rows / chunks, 1.0),
-                "active": active.astype(float),
-                "padded": np.maximum(padded / chunks, active * TILE),
+                "active": np.maximum(active, 1.0),  # where there are no rows, the price is not taken
+                "padded": np.maximum(padded / chunks, np.maximum(active, 1.0) * TILE),
                 "tokens": np.maximum(tokens, 1.0),
             }
             sizes: dict[str, float] = {
