@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,7 +32,7 @@ FINE = 128
 SLACK = 0.02
 MEMORY = reason_of("PLN201")
 
-Evaluate = Callable[[Sequence[tuple[Shape, int]]], list[Outcome]]
+Evaluate = Callable[..., list[Outcome]]  #: (shapes with batches, whole=False) -> what became of each
 Array = np.ndarray
 
 
