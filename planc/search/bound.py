@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from planc.cost.book import PriceBook
+from planc.cost.exchange import Exchanges
 from planc.cost.kernels import Context, kernels
 from planc.cost.loads import TILE
 from planc.cost.ops import Costs
@@ -25,10 +27,12 @@ from planc.graph import OpBlock, PlanGraph
 from planc.graph.types import TensorType
 from planc.placement import Parallelism, Placement, place_experts
 from planc.placement.memory import padded_width
+from planc.placement.stages import make_parallelism
 from planc.search.space import Shape, spec_of
 from planc.spec import Spec
 
 Array = np.ndarray
+Layers = tuple[int, ...]
 ROUNDING = 1 - 1e-6  #: links count whole bytes, and sums round
 
 
@@ -55,8 +59,11 @@ class Layer:
 class Bounds:
     """Bounds for the shapes of one spec on one cluster. Parts that several shapes share are made once."""
 
-    def __init__(self, spec: Spec, book: PriceBook, grid: Array, *, prefill: bool = False) -> None:
-        self.spec, self.book, self.grid, self.prefill = spec, book, grid.astype(float), prefill
+    def __init__(
+        self, spec: Spec, book: PriceBook, grid: Array, *, prefill: bool = False, only: int | None = None
+    ) -> None:
+        """``only``: the node group whose GPUs count, of a cluster of several kinds; None for the quickest at every op."""
+        self.spec, self.book, self.grid, self.prefill, self.only = spec, book, grid.astype(float), prefill, only
         self._kept: dict[object, Any] = {}
 
     def _spec(self, shape: Shape) -> Spec:
@@ -72,9 +79,9 @@ class Bounds:
     def step(self, shape: Shape) -> Array:
         """Seconds from step to step at least, at every t of the grid: of decode steps, or of prefill steps."""
         spec = self._spec(shape)
-        dense, moe = len(spec.model.dense_layer_ids), len(spec.model.moe_layer_ids)
+        dense = len(spec.model.dense_layer_ids)
         parts = [(dense, self._dense(spec, shape))] if dense else []
-        parts += [(moe, self._moe(spec, shape))] if moe else []
+        parts += [(count, self._moe(spec, shape, layers)) for layers, count in self._alike(shape)]
         ends = self._ends(spec, shape)
         chain = sum(n * layer.chain for n, layer in parts) + ends.chain
         compute = sum(n * layer.compute for n, layer in parts) + ends.compute
@@ -89,14 +96,33 @@ class Bounds:
 
     def scale(self, shape: Shape, point: int) -> Array:
         """Of every point of the grid, the least ratio of an op's seconds there to its seconds at ``point``: by how much a step
-        shrinks or grows at least, float [grid]."""
+        shrinks or grows at least, float [grid]; of an op on GPUs of several kinds the least of any."""
+        kinds = range(len(self.spec.cluster.groups))
+        if len(kinds) > 1 and self.only is None:
+
+            def alone(n: int) -> Bounds:
+                return Bounds(self.spec, self.book, self.grid, prefill=self.prefill, only=n)
+
+            each: list[Bounds] = [self._once(("only", n), lambda n=n: alone(n)) for n in kinds]  # type: ignore[misc]
+            return np.asarray(np.minimum.reduce([bounds.scale(shape, point) for bounds in each]))
         spec = self._spec(shape)
         parts = list(self._local(spec, shape).values())
-        if spec.model.moe is not None:
-            parts += [self._experts(spec, shape), *self._exchange(spec, shape)]
+        for layers, _ in self._alike(shape):
+            if not layers:  # of some ops nothing is known
+                return np.where(np.arange(len(self.grid)) == point, 1.0, 0.0)
+            parts += [self._experts(spec, shape, layers), *self._exchange(spec, shape, layers)]
         if shape.tp > 1:
-            parts.append(self._collective(spec, shape, "all_reduce", self._width(spec)))
-        return np.asarray(np.minimum.reduce([part / part[point] for part in parts if part[point] > 0]))
+            names = "all_reduce", "all_gather", "reduce_scatter"
+            parts += [self._collective(spec, shape, name, self._width(spec)) for name in names]
+        ratios = [part / part[point] for part in parts if part[point] > 0]
+        if (
+            shape.pp > 1 or not spec.model.vocab
+        ):  # hand-overs, and the scatter of the input: latency, or bytes of tokens
+            ratios.append(np.minimum(self.grid / self.grid[point], 1.0))
+        if shape.expert_tp > 1:
+            for layers, _ in self._alike(shape):
+                ratios.append(self._ratio_of_sums(spec, shape, layers[0], point))
+        return np.asarray(np.minimum.reduce(ratios))
 
     def _dense(self, spec: Spec, shape: Shape) -> Layer:
         def make() -> Layer:
@@ -122,13 +148,13 @@ class Bounds:
 
         return self._once(("attention", *_near(shape)), make)  # type: ignore[no-any-return]
 
-    def _moe(self, spec: Spec, shape: Shape) -> Layer:
-        base, experts = self._attention(spec, shape), self._experts(spec, shape)
-        dispatch, combine = self._exchange(spec, shape)
+    def _moe(self, spec: Spec, shape: Shape, layers: Layers) -> Layer:
+        base, experts = self._attention(spec, shape), self._experts(spec, shape, layers)
+        dispatch, combine = self._exchange(spec, shape, layers)
         shared, shared_sum = self._shared(spec, shape)
         chunks, execution = spec.execution.expert_chunks, spec.execution
         reached = np.maximum(dispatch + experts / chunks, dispatch / chunks + experts)
-        split_sum, last_sum = self._expert_sums(spec, shape)
+        split_sum, last_sum = self._expert_sums(spec, shape, layers)
         one = execution.compute_streams == execution.communication_streams == 1
         if (
             one and shape.pp == shape.micro_batches == 1
@@ -136,14 +162,17 @@ class Bounds:
             chain = base.chain + reached + last_sum + np.maximum(combine, shared) + shared_sum
         else:
             chain = base.chain + np.maximum(reached + last_sum + combine, shared + shared_sum)
-        compute = base.compute + shared + experts
-        return Layer(chain, compute, base.communication + dispatch + combine + split_sum + shared_sum)
+        compute, communication = base.compute + shared, base.communication + dispatch + combine + shared_sum
+        if shape.scope == "model":  # another rank is the fullest in every layer
+            return Layer(chain, compute, communication)
+        return Layer(chain, compute + experts, communication + split_sum)
 
     # --- local ops ----------------------------------------------------------------------------------------------
 
     def _gpus(self, spec: Spec) -> list[Costs]:
         taken = sms_of_exchanges(spec)
-        return [self.book.costs(group.gpu, spec.cluster, taken) for group in spec.cluster.groups]
+        groups = spec.cluster.groups if self.only is None else spec.cluster.groups[self.only : self.only + 1]
+        return [self.book.costs(group.gpu, spec.cluster, taken) for group in groups]
 
     def _price(self, spec: Spec, kind: str, columns: dict[str, Any], dtype: str) -> Array:
         """Seconds of a kernel on the quickest GPU of the cluster, float [grid]."""
@@ -221,62 +250,124 @@ class Bounds:
 
     # --- experts and their exchanges ----------------------------------------------------------------------------
 
+    def _alike(self, shape: Shape) -> list[tuple[Layers, int]]:
+        """MoE layers in groups, with their number: those of a group have experts on the same ranks of their stage, or take
+        at least as long as one of those listed. Where the batch decides which layers a stage has, and so who holds their
+        experts, none is listed and nothing is known of them."""
+
+        def make() -> list[tuple[Layers, int]]:
+            ids = self.spec.model.moe_layer_ids
+            if not ids:
+                return []
+            if self._fixed_stages(shape) is None:
+                return [((), len(ids))]
+            bare = self.bare(shape)
+            exchanges, found = Exchanges(bare, exchange_mode(bare.spec)), dict[object, list[int]]()
+            for layer in ids:
+                stage = 0 if self._stages_lie_alike(shape) else bare.parallelism.stage_of_layer(layer)
+                found.setdefault((exchanges.place(layer), stage), []).append(layer)
+            if shape.scope == "model":
+                return [((layers[0],), len(layers)) for layers in found.values()]
+            return [(tuple(layers[0] for layers in found.values()), len(ids))]
+
+        return self._once(("alike", *self._group(shape)), make)  # type: ignore[no-any-return]
+
+    def _stages_lie_alike(self, shape: Shape) -> bool:
+        """Whether every stage of a replica has its ranks on nodes, NVLink domains and leaves as the first has."""
+
+        def make() -> bool:
+            cluster, found = self.spec.cluster, set()
+            for stage in range(0, shape.pp * shape.ep, shape.ep):
+                of = slice(stage, stage + shape.ep)
+                places = cluster.node_of_rank[of], cluster.domain_of_rank[of], cluster.leaf_of_rank[of]
+                found.add(tuple(np.unique(place, return_inverse=True)[1].tobytes() for place in places))
+            return len(found) == 1
+
+        return shape.pp == 1 or self._once(("alike stages", shape.pp, shape.ep), make)
+
+    def _fixed_stages(self, shape: Shape) -> tuple[tuple[int, int], ...] | None:
+        """The layers of every stage as far as experts and exchanges depend on them; None where those change with the batch."""
+        model = self.spec.model
+        if shape.pp == 1 or (shape.scope != "model" and self._stages_lie_alike(shape)):
+            return ((0, model.layers),)
+        if shape.scope == "model" and (shape.split == "even" or not model.dense_layer_ids):
+            own = replace(shape, dp=1)
+            degrees = {key: getattr(own, key) for key in ("dp", "pp", "ep", "tp", "expert_tp")}
+            return make_parallelism(spec_of(self.spec, own, 1), degrees).stages
+        ids = model.moe_layer_ids
+        if shape.scope == "model" or len(ids) < shape.pp:
+            return None
+        ends = [*ids[1 : shape.pp], model.layers]  # one MoE layer at least in every stage, to see where it lies
+        return tuple(pairwise([0, *ends]))
+
+    def _group(self, shape: Shape) -> tuple[object, ...]:
+        """What the placement in an EP group, and where it lies, follow from."""
+        key = shape.ep, shape.tp, shape.expert_tp, shape.leaders, shape.scope, shape.spares, shape.dtypes
+        alone = shape.pp == 1 or (shape.scope != "model" and self._stages_lie_alike(shape))
+        return key if alone else (*key, shape.pp, shape.split)
+
     def bare(self, shape: Shape) -> Bare:
-        """The shape's placement in one replica of one stage, with as many tokens a source as there are experts, so that every
-        expert has the same."""
+        """The shape's placement in one replica, with as many tokens a source as there are experts, so that every expert has
+        the same."""
 
         def make() -> Bare:
-            moe = self.spec.model.moe
-            assert moe is not None
+            moe, stages = self.spec.model.moe, self._fixed_stages(shape)
+            assert moe is not None and stages is not None
             tokens = moe.experts * (1 if shape.leaders else shape.tp)
             own = replace(shape, dp=1, pp=1, micro_batches=1, split="balanced")
             chunk = tokens if self.prefill else 0
             spec = spec_of(self.spec, own, tokens * shape.ep // shape.tp, prefill_chunk=chunk)
-            stages = ((0, spec.model.layers),)
-            par = Parallelism(1, 1, shape.ep, shape.tp, shape.expert_tp, stages, shape.gating, shape.tp_comm)  # type: ignore[arg-type]
-            return Bare(spec, par, place_experts(spec, par), PlanGraph((), (), shape.ep))
+            spec = spec.model_copy(update={"cluster": self.spec.cluster})
+            pp, gating = len(stages), shape.gating
+            par = Parallelism(1, pp, shape.ep, shape.tp, shape.expert_tp, stages, gating, shape.tp_comm)  # type: ignore[arg-type]
+            return Bare(spec, par, place_experts(spec, par), PlanGraph((), (), pp * shape.ep))
 
-        return self._once(("bare", *_group(shape)), make)  # type: ignore[no-any-return]
+        return self._once(("bare", *self._group(shape)), make)  # type: ignore[no-any-return]
 
-    def _exchange(self, spec: Spec, shape: Shape) -> tuple[Array, Array]:
+    def _least(self, layers: Layers, make: Callable[[int], Array]) -> Array:
+        """The least of several layers, elementwise; zeros where there are none."""
+        return np.asarray(np.minimum.reduce([make(n) for n in layers])) if layers else np.zeros(len(self.grid))
+
+    def _exchange(self, spec: Spec, shape: Shape, layers: Layers) -> tuple[Array, Array]:
         """Seconds of dispatch and of combine, float [grid] each."""
 
         def make() -> tuple[Array, Array]:
-            moe, bare = self.spec.model.moe, self.bare(shape)
+            moe = self.spec.model.moe
             assert moe is not None
-            prices = StepPrices(bare, self.book, None)
-            exchange = prices.exchanges.of(spec.model.moe_layer_ids[0])
-            ranks = np.arange(shape.ep)
-            quickest = [self.book.costs(g.gpu, spec.cluster, sms_of_exchanges(spec)) for g in spec.cluster.groups]
+            prices = StepPrices(self.bare(shape), self.book, None)
             # of few tokens a leader's may all go to its own experts: only whole rounds of choices surely cross links
             tokens = self._source(shape)
             sources = shape.ep // shape.tp
             if shape.leaders:
                 tokens = np.floor(tokens * sources * moe.top_k / moe.experts) * moe.experts / moe.top_k / sources
             times = tokens / moe.experts
-            found = [
-                np.minimum.reduce(
-                    [
-                        prices.exchange_seconds(role, costs, prices.carried(role, exchange, 0, ranks), times)
-                        for costs in quickest
-                    ]
-                )
-                for role in ("dispatch", "combine")
-            ]
-            return found[0], found[1]
 
+            def seconds(role: str, layer: int) -> Array:
+                exchange, par = prices.exchanges.of(layer), prices.plan.parallelism
+                ranks = par.stage_ranks(par.stage_of_layer(layer))[0].astype(np.int64)
+                carried = prices.carried(role, exchange, 0, ranks)
+                each = [prices.exchange_seconds(role, costs, carried, times) for costs in self._gpus(spec)]
+                return np.asarray(np.minimum.reduce(each))
+
+            return (
+                self._least(layers, lambda n: seconds("dispatch", n)),
+                self._least(layers, lambda n: seconds("combine", n)),
+            )
+
+        if not layers:
+            return np.zeros(len(self.grid)), np.zeros(len(self.grid))
         mode = exchange_mode(spec), sms_of_exchanges(spec)
-        return self._once(("exchange", mode, *_group(shape)), make)  # type: ignore[no-any-return]
+        return self._once(("exchange", mode, layers, *self._group(shape)), make)  # type: ignore[no-any-return]
 
     def _source(self, shape: Shape) -> Array:
         """Tokens that one gating rank sends."""
         return self.grid if shape.leaders else self.grid / shape.tp
 
-    def _loads(self, shape: Shape) -> tuple[Array, Array]:
-        """(tokens of every expert copy on the fullest rank in the first layer, int [grid, copies]; tokens of the EP group)."""
+    def _loads(self, shape: Shape, layer: int) -> tuple[Array, Array]:
+        """(tokens of every expert copy on the fullest rank in a layer, int [grid, copies]; tokens of the EP group)."""
         moe, bare = self.spec.model.moe, self.bare(shape)
         assert moe is not None
-        part = bare.placement.layers[self.spec.model.moe_layer_ids[0]]
+        part = bare.placement.layers[layer]
         sources = shape.ep // shape.tp if shape.leaders else shape.ep
         tokens = np.floor(self._source(shape) + 1e-9) * sources
         rank = int(np.bincount(part.rank, weights=1.0 / part.copies[part.expert]).argmax())
@@ -287,14 +378,14 @@ class Bounds:
         load = share[:, None] + (expert[None, :] < rest[:, None])
         return load // copies + (turn < load % copies), tokens
 
-    def _experts(self, spec: Spec, shape: Shape) -> Array:
+    def _experts(self, spec: Spec, shape: Shape, layers: Layers) -> Array:
         """Seconds of the experts of the fullest rank, float [grid]."""
 
-        def make() -> Array:
+        def make(layer: int) -> Array:
             moe, chunks = spec.model.moe, spec.execution.expert_chunks
             assert moe is not None
-            load, tokens = self._loads(shape)
-            rows, active = load.sum(axis=1), (load > 0).sum(axis=1)
+            load, tokens = self._loads(shape, layer)
+            rows, active = load.sum(axis=1), np.maximum((load > 0).sum(axis=1), 1)
             padded = (np.ceil(load / TILE) * TILE).sum(axis=1)
             s = {
                 "rows": np.maximum(rows / chunks, 1.0),
@@ -316,22 +407,33 @@ class Bounds:
                 found.append(np.where(rows > 0, np.maximum(price.seconds, floor), 0.0) * chunks)
             return np.asarray(np.minimum.reduce(found))
 
-        return self._once(("experts", sms_of_exchanges(spec), *_group(shape)), make)  # type: ignore[no-any-return]
+        key = "experts", sms_of_exchanges(spec), layers, *self._group(shape)
+        return self._once(key, lambda: self._least(layers, make))  # type: ignore[no-any-return]
 
-    def _expert_sums(self, spec: Spec, shape: Shape) -> tuple[Array, Array]:
+    def _expert_sums(self, spec: Spec, shape: Shape, layers: Layers) -> tuple[Array, Array]:
         """Seconds of the sums of expert shards on the fullest rank: of all turns, and of the last, which nothing hides; each at
         the rows of its least expert."""
         zero = np.zeros(len(self.grid))
-        if shape.expert_tp == 1:
+        if shape.expert_tp == 1 or not layers:
             return zero, zero
 
         def make() -> tuple[Array, Array]:
-            load, _ = self._loads(shape)
+            load, _ = self._loads(shape, layers[0])
             width = spec.model.hidden * spec.model.bytes_of("combine")
             least = self._reduce(spec, "all_reduce", shape.expert_tp, load.min(axis=1) * width)
             return least * load.shape[1], least
 
-        return self._once(("sums", sms_of_exchanges(spec), *_group(shape)), make)  # type: ignore[no-any-return]
+        return self._once(("sums", sms_of_exchanges(spec), layers, *self._group(shape)), make)  # type: ignore[no-any-return]
+
+    def _ratio_of_sums(self, spec: Spec, shape: Shape, layer: int, point: int) -> Array:
+        """Of the sum of expert shards: the expert of the fewest tokens, at every point, to that of the most at ``point``."""
+        load, _ = self._loads(shape, layer)
+        width = spec.model.hidden * spec.model.bytes_of("combine")
+        least = self._reduce(spec, "all_reduce", shape.expert_tp, load.min(axis=1) * width)
+        most = self._reduce(spec, "all_reduce", shape.expert_tp, load.max(axis=1) * width)[point]
+        ratio = least / most if most > 0 else np.ones(len(least))
+        ratio[point] = 1.0
+        return np.asarray(ratio)
 
     # --- collectives of a TP group ------------------------------------------------------------------------------
 
@@ -370,8 +472,3 @@ class Bounds:
 def _near(shape: Shape) -> tuple[object, ...]:
     """What local ops and collectives of a TP group follow from."""
     return shape.tp, shape.leaders, shape.tp_comm, shape.micro_batches > 1, shape.dtypes
-
-
-def _group(shape: Shape) -> tuple[object, ...]:
-    """What the placement in an EP group follows from."""
-    return shape.ep, shape.tp, shape.expert_tp, shape.leaders, shape.scope, shape.spares, shape.dtypes
