@@ -36,7 +36,7 @@ def main() -> None:
         rng = random.Random(0)
         book = PriceBook()
         started = time.perf_counter()
-        for token in np.array_split(np.array(rng.choices(explorer.grid.tolist(), k=LOOPED)), 20):
+        for token in np.array_split(np.array(rng.choices(explorer.points.tolist(), k=LOOPED)), 20):
             # one candidate at a time, with what candidates of the same tokens share kept between them
             bounds = Bounds(spec, book, np.array([int(token[0]) // 8 * 8 + 8]))
             for shape in rng.choices(explorer.shapes, k=len(token)):

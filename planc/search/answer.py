@@ -130,8 +130,9 @@ def _by_rule(explorer: Explorer, question: Question) -> dict[bool, Candidate | N
 def _batches(explorer: Explorer, space: Axes) -> list[int] | str:
     if "batch" in space:
         return list(space["batch"])
-    grid = explorer.grid
-    return f"the largest of every decode step: up to {int(grid[-1]) if len(grid) else 0} tokens per TP group and micro-batch, {len(grid)} values"
+    points = explorer.points
+    most = int(points[-1]) if len(points) else 0
+    return f"the largest of every decode step: up to {most} tokens per TP group and micro-batch, {len(points)} values"
 
 
 # --- the front --------------------------------------------------------------------------------------------------------
@@ -158,8 +159,10 @@ def _front(
     bounds = round_bounds(first, last, question.front)
     if question.goal.tpot is not None and first < question.goal.tpot < last:
         bounds = sorted({*bounds, question.goal.tpot})
-    points: list[tuple[Candidate, float | None]] = [(quickest[0], first)]
-    points += [(one, bound) for bound in bounds if (one := best(bound)) is not None]
+    # of several as quick as the quickest the one that serves most
+    points: list[tuple[Candidate, float | None]] = [
+        (one, bound) for bound in (first, *bounds) if (one := best(bound)) is not None
+    ]
     points.append((most, None))
     kept: list[tuple[Candidate, float | None]] = []
     for one, bound in points:  # what is slower must serve more

@@ -101,55 +101,60 @@ class Explorer:
     def __init__(self, spec: Spec, space: Axes, evaluate: Evaluate, book: PriceBook | None = None) -> None:
         self.spec, self.evaluate = spec, evaluate
         self.shapes, self.refused = shapes(spec, space)
-        self.asked = np.array(sorted(space["batch"]), dtype=np.int64) if "batch" in space else None
-        self.known: dict[tuple[int, int], Outcome] = {}  #: (shape, point of the grid) -> what became of it
-        self._limit: dict[int, int] = {}
+        self.known: dict[tuple[int, int], Outcome] = {}  #: (shape, point) -> what became of it
+        self._fitting: dict[int, int] = {}
         self._steps: dict[int, dict[int, float]] = {}  #: shape -> point -> seconds of its step, as simulated
         clusters = {gpus: with_cluster(spec, gpus) for gpus in dict.fromkeys(shape.gpus for shape in self.shapes)}
         self._roughly = [rough_limit(clusters[shape.gpus], shape) for shape in self.shapes]
-        #: tokens of a TP group and micro-batch
-        self.grid = thinned(max(self._roughly, default=0)) if self.asked is None else self._asked_tokens()
+        self.asked = "batch" in space
+        #: what every shape is looked at with, ascending: batches that are asked for, or tokens of a TP group and micro-batch
+        self.points = np.array(sorted(space["batch"])) if self.asked else thinned(max(self._roughly, default=0))
         book = book or PriceBook()
-        self._bounds = {gpus: Bounds(whole, book, self.grid) for gpus, whole in clusters.items()}
+        self._bounds = {gpus: Bounds(whole, book, self._grid(gpus)) for gpus, whole in clusters.items()}
 
     # --- candidates ---------------------------------------------------------------------------------------------
 
-    def _asked_tokens(self) -> Array:
-        """What the batches that are asked for give TP groups of any shape."""
-        assert self.asked is not None
-        found = {int(n) for shape in self.shapes for n in tokens_of(shape, self.asked)}
-        return np.array(sorted(found), dtype=np.int64)
+    def _grid(self, gpus: int) -> Array:
+        """Tokens of a TP group and micro-batch that the shapes on so many GPUs have."""
+        if not self.asked:
+            return self.points
+        return np.unique(np.concatenate([self.tokens(shape) for shape in self.shapes if shape.gpus == gpus]))
 
     @property
     def candidates(self) -> int:
         """Combinations of a shape with a batch, whether legal or not."""
-        return (len(self.shapes) + self.refused.total()) * len(self.grid)
+        return (len(self.shapes) + self.refused.total()) * len(self.points)
+
+    def tokens(self, shape: Shape) -> Array:
+        """Tokens of a TP group and micro-batch at every point."""
+        return tokens_of(shape, self.points) if self.asked else self.points
 
     def batches(self, shape: Shape) -> Array:
-        """The batch of every point: the largest that gives a TP group so many tokens, or of those asked for."""
-        largest = self.grid * (shape.groups * shape.micro_batches)
-        if self.asked is None:
-            return largest
-        place = np.searchsorted(self.asked, largest, side="right") - 1
-        return np.where(place >= 0, self.asked[place], 0)
+        """The batch of every point: as asked for, or the largest that gives a TP group so many tokens."""
+        return self.points if self.asked else self.points * (shape.groups * shape.micro_batches)
+
+    def whole(self, shape: Shape) -> Array:
+        """Points that are steps of their own, bool [points]: as many tokens for every rank that gates."""
+        return np.asarray((self.tokens(shape) % (1 if shape.leaders else shape.tp)) == 0)
 
     def allowed(self, number: int) -> Array:
-        """Points of the grid that a shape has, bool [grid]: whole tokens for every rank that gates, and within memory."""
+        """Points that a shape has, bool [points]: whole ones within memory, which is known exactly once it was asked for."""
         shape = self.shapes[number]
-        own = np.ones(len(self.grid), dtype=bool) if shape.leaders else self.grid % shape.tp == 0
-        limit = self._limit.get(number, self._roughly[number])
-        if self.asked is not None:
-            own &= np.isin(self.grid, tokens_of(shape, self.asked))
-        return np.asarray(own & (self.grid <= limit))
+        if number in self._fitting:
+            fits = np.arange(len(self.points)) < self._fitting[number]
+        else:
+            fits = self.tokens(shape) <= self._roughly[number]
+        return np.asarray(self.whole(shape) & fits)
 
     def bound(self, number: int) -> tuple[Array, Array]:
-        """(TPOT at least, TPS at most) at every point of the grid. Steps of the shape that were simulated tell of the others:
-        where no op takes less than a part ρ of its time there, the step takes no less than ρ of its own, but for `SLACK`."""
+        """(TPOT at least, TPS at most) at every point. Steps of the shape that were simulated tell of the others: where no op
+        takes less than a part ρ of its time there, the step takes no less than ρ of its own, but for `SLACK`."""
         shape = self.shapes[number]
         bounds, execution = self._bounds[shape.gpus], self.spec.execution
-        step = bounds.step(shape)
+        at = np.searchsorted(bounds.grid, self.tokens(shape))
+        step = bounds.step(shape)[at]
         for point, seconds in self._steps.get(number, {}).items():
-            step = np.maximum(step, bounds.scale(shape, point) * (seconds * (1 - SLACK)))
+            step = np.maximum(step, bounds.scale(shape, int(at[point]))[at] * (seconds * (1 - SLACK)))
             step[point] = seconds
         tpot = (step + execution.step_overhead) / execution.tokens_per_step
         return tpot, self.batches(shape) / tpot
@@ -158,26 +163,28 @@ class Explorer:
         """Whether a GPU of the shape has at most one expert of any layer."""
         return self.spec.model.moe is not None and slots_of(self.spec, shape) == 1
 
-    def limit(self, number: int) -> int:
-        """The most tokens of a TP group and micro-batch that fit memory, exactly."""
-        if number not in self._limit:
-            self._limit[number] = self._exact_limit(self.shapes[number], self._roughly[number])
-        return self._limit[number]
+    def fitting(self, number: int) -> int:
+        """How many points of a shape, from the first on, fit memory, exactly."""
+        if number not in self._fitting:
+            self._fitting[number] = self._exactly(self.shapes[number], self._roughly[number])
+        return self._fitting[number]
 
-    def _exact_limit(self, shape: Shape, most: int) -> int:
+    def _exactly(self, shape: Shape, roughly: int) -> int:
+        batches = self.batches(shape)
+        degrees = {key: getattr(shape, key) for key in ("dp", "pp", "ep", "tp", "expert_tp")}
+
         def fits(point: int) -> bool:
-            spec = spec_of(self.spec, shape, int(self.grid[point]) * shape.groups * shape.micro_batches)
-            degrees = {key: getattr(shape, key) for key in ("dp", "pp", "ep", "tp", "expert_tp")}
+            spec = spec_of(self.spec, shape, int(batches[point]))
             par = make_parallelism(spec, degrees)
             return memory_table(spec, par, place_experts(spec, par)).fits
 
-        low, high = -1, int(np.searchsorted(self.grid, most, side="right"))
+        low, high = -1, int((self.tokens(shape) <= roughly).sum())
         step = 1
         while high - low > 1:  # the rough limit is close: look near it first
             middle = max(high - step, (low + high) // 2 if step > 4 else low + 1)
             low, high = (middle, high) if fits(middle) else (low, middle)
             step *= 2
-        return int(self.grid[low]) if low >= 0 else 0
+        return low + 1
 
     # --- searching ----------------------------------------------------------------------------------------------
 
@@ -207,8 +214,8 @@ class Explorer:
             floor = self._nth(best, top)
             while heap and len(wave) < WAVE and -heap[0][0] > floor:
                 _, number = heapq.heappop(heap)
-                if number not in self._limit:
-                    self.limit(number)
+                if number not in self._fitting:
+                    self.fitting(number)
                     self._renew(heap, worth, number, goal, tried)
                     continue
                 wave.append((number, int(np.argmax(worth[number]))))
@@ -301,10 +308,10 @@ class Explorer:
         """Candidates that were not simulated, by reason."""
         count: Counter[str] = Counter()
         for reason, combinations in self.refused.items():
-            count[reason] += combinations * len(self.grid)
+            count[reason] += combinations * len(self.points)
         for number in range(len(self.shapes)):
             shape = self.shapes[number]
-            whole = np.ones(len(self.grid), dtype=bool) if shape.leaders else self.grid % shape.tp == 0
+            whole = self.whole(shape)
             count["the same step as a larger batch (padding)"] += int((~whole).sum())
             good = self.allowed(number)
             count[MEMORY] += int((whole & ~good).sum())

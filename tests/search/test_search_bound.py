@@ -154,11 +154,11 @@ def test_limits_of_memory_are_those_of_the_memory_table(name: str) -> None:
     explorer = Explorer(spec, declared(spec, axes), lambda asked, whole=False: [])
     evaluator, rng = Evaluator(spec), random.Random(name)
     for number in rng.sample(range(len(explorer.shapes)), min(12, len(explorer.shapes))):
-        shape, limit = explorer.shapes[number], explorer.limit(number)
-        points = [*np.flatnonzero(explorer.grid <= limit)[-1:], *np.flatnonzero(explorer.grid > limit)[:1]]
+        shape, fitting = explorer.shapes[number], explorer.fitting(number)
+        points = [p for p in (fitting - 1, fitting) if 0 <= p < len(explorer.points)]
         fits = [not isinstance(evaluator.placed(shape, int(explorer.batches(shape)[p])), str) for p in points]
-        assert fits == [explorer.grid[p] <= limit for p in points], (shape, limit)
-        assert limit <= explorer._roughly[number]
+        assert fits == [p < fitting for p in points], (shape, fitting)
+        assert not fitting or explorer.points[fitting - 1] <= explorer._roughly[number]
 
 
 def test_prefill_steps_are_not_shorter_than_their_bounds() -> None:
