@@ -61,10 +61,28 @@ class Bounds(_Part):
     gpus: list[int]
 
 
+class Choices(_Part):
+    """All of a candidate but its batch; ``dtypes``: pairs of a role and its dtype that differ from the spec's."""
+
+    dp: int
+    pp: int
+    ep: int
+    tp: int
+    expert_tp: int
+    gating: Literal["leader", "sharded"]
+    tp_comm: Literal["all_reduce", "reduce_scatter"]
+    micro_batches: int
+    split: Literal["balanced", "even"]
+    scope: Literal["layer", "model", "none"]
+    spares: Literal["idle", "replicate"]
+    serving: Literal["apart", "together"]
+    dtypes: list[list[str]]
+
+
 class Simulation(_Part):
     """One candidate that was simulated: its shape and batch with the numbers, or why it is no plan."""
 
-    shape: dict[str, Any]
+    shape: Choices
     batch: int
     row: dict[str, float | int | None] | None
     refused: str

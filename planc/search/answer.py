@@ -13,7 +13,7 @@ from planc.diagnostics import Diagnostic, PlancError, Span
 from planc.placement import Parallelism, resolve
 from planc.report.search_file import SCHEMA
 from planc.search.evaluate import Outcome, Row, shape_of
-from planc.search.explore import MEMORY, Candidate, Evaluate, Explorer, Found, Goal
+from planc.search.explore import Candidate, Evaluate, Explorer, Found, Goal
 from planc.search.pools import pools
 from planc.search.sensitivity import sensitivity
 from planc.search.space import Axes, Shape, declared, spec_of
@@ -311,42 +311,30 @@ def _refusal(spec: Spec, goal: Goal, explorer: Explorer, found: Found) -> Diagno
     """No plan keeps the bounds: the nearest, and the bound that binds."""
     reasons = explorer.pruned(goal)
     related = tuple(f"{count:,} candidates: {reason}" for reason, count in reasons.most_common(4))
-    if set(reasons) <= {MEMORY, *explorer.refused, "the same step as a larger batch (padding)"} and not found.nearest:
+    nearest = found.nearest or _nearest(explorer, goal)
+    if nearest is None:
         message = "no legal plan of the space fits memory at any batch"
-        return Diagnostic(
-            "PLN430",
-            message,
-            "cluster",
-            spec.span("cluster"),
-            "more GPUs, a shorter isl or a smaller KV dtype",
-            related,
-        )
-    nearest = found.nearest
-    if nearest is None or goal.tpot is not None:  # bounds refused all or the rest: the quickest that there is
-        quickest = explorer.search(replace(goal, objective="tpot", tpot=None)).top
-        nearest = quickest[0] if quickest else nearest
-    words = "" if nearest is None else _misses(goal, nearest)
-    if nearest is not None:
-        s = nearest.shape
-        related = (
-            f"nearest: dp {s.dp} · pp {s.pp} · ep {s.ep} · tp {s.tp}, batch {nearest.batch:,}: {words}",
-            *related,
-        )
-    binding = (
-        next(iter(sorted(goal.missed(nearest.row).items(), key=lambda item: -item[1])), ("tpot", 0))[0]
-        if nearest
-        else "memory"
-    )
-    option = {"tpot": "--tpot", "ttft": "--ttft", "tps": "--tps"}.get(binding, "--tpot")
-    hint = "raise the bound, give more GPUs, or shorten isl"
-    return Diagnostic(
-        "PLN430",
-        f"no plan keeps the bounds; what binds is {binding.upper()}",
-        option,
-        Span(option, 1, 1),
-        hint,
-        related,
-    )
+        hint = "more GPUs, a shorter isl or a smaller KV dtype"
+        return Diagnostic("PLN430", message, "cluster", spec.span("cluster"), hint, related)
+    s, missed = nearest.shape, goal.missed(nearest.row)
+    near = f"nearest: dp {s.dp} · pp {s.pp} · ep {s.ep} · tp {s.tp}, batch {nearest.batch:,}: {_misses(goal, nearest)}"
+    binding = max(missed, key=lambda key: missed[key], default="rule")
+    option = f"--{binding}" if missed else "--one-expert-per-gpu"
+    message = f"no plan keeps the bounds; what binds is {binding.upper()}"
+    hint = "lower it, or give more GPUs" if binding == "tps" else "raise the bound, give more GPUs, or shorten isl"
+    return Diagnostic("PLN430", message, option, Span(option, 1, 1), hint, (near, *related))
+
+
+def _nearest(explorer: Explorer, goal: Goal) -> Candidate | None:
+    """Where bounds alone refuse every candidate: the one with most TPS, or the quickest, without the bound that does."""
+    for free in (
+        replace(goal, tps=None, objective="tps"),
+        replace(goal, tpot=None, tps=None, ttft=None, objective="tpot"),
+    ):
+        found = explorer.search(replace(free, one_expert_per_gpu=None)).top
+        if found:
+            return found[0]
+    return None
 
 
 def _empty(explorer: Explorer, space: Axes) -> Diagnostic:

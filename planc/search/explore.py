@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from planc.cost.book import PriceBook
 from planc.placement import memory_table, place_experts
 from planc.placement.legality import least_excess
 from planc.placement.stages import make_parallelism
+from planc.schedule.estimate import CHUNKS
 from planc.search.bound import Bounds
 from planc.search.evaluate import Outcome, Row
 from planc.search.space import Axes, Shape, reason_of, shapes, slots_of, spec_of, with_cluster
@@ -109,8 +110,9 @@ class Explorer:
         self.asked = "batch" in space
         #: what every shape is looked at with, ascending: batches that are asked for, or tokens of a TP group and micro-batch
         self.points = np.array(sorted(space["batch"])) if self.asked else thinned(max(self._roughly, default=0))
-        book = book or PriceBook()
-        self._bounds = {gpus: Bounds(whole, book, self._grid(gpus)) for gpus, whole in clusters.items()}
+        self._book = book or PriceBook()
+        self._bounds = {gpus: Bounds(whole, self._book, self._grid(gpus)) for gpus, whole in clusters.items()}
+        self._prefill: dict[int, Bounds] = {}
 
     # --- candidates ---------------------------------------------------------------------------------------------
 
@@ -159,6 +161,16 @@ class Explorer:
         tpot = (step + execution.step_overhead) / execution.tokens_per_step
         return tpot, self.batches(shape) / tpot
 
+    def ttft(self, number: int) -> float:
+        """TTFT at least, whatever the batch: prefill steps of a prompt, each at its bound, at the best chunk."""
+        shape, isl = replace(self.shapes[number], micro_batches=1), self.spec.workload.isl
+        asked = self.spec.workload.prefill_chunk
+        chunks = np.array([asked] if asked else [c for c in (isl, *CHUNKS) if c <= min(isl, CHUNKS[0])])
+        if shape.gpus not in self._prefill:
+            whole = with_cluster(self.spec, shape.gpus)
+            self._prefill[shape.gpus] = Bounds(whole, self._book, chunks, prefill=True)
+        return float((-(isl // -chunks) * self._prefill[shape.gpus].step(shape)).min())
+
     def one_expert(self, shape: Shape) -> bool:
         """Whether a GPU of the shape has at most one expert of any layer."""
         return self.spec.model.moe is not None and slots_of(self.spec, shape) == 1
@@ -202,7 +214,7 @@ class Explorer:
         best: dict[int, tuple[float, Candidate]] = {}  # shape -> its best candidate
         heap: list[tuple[float, int]] = []
         worth: dict[int, Array] = {}
-        for number, shape in enumerate(self.shapes):
+        for number, shape in enumerate(self.shapes if len(self.points) else ()):
             if goal.one_expert_per_gpu is not None and goal.one_expert_per_gpu is not self.one_expert(shape):
                 continue
             worth[number] = self._worth(number, goal)
@@ -222,7 +234,7 @@ class Explorer:
             if not wave:
                 break
             unknown = [one for one in wave if one not in self.known]
-            if simulated + len(unknown) > most:
+            if simulated and simulated + len(unknown) > most:
                 found.optimal, found.most = (
                     False,
                     max(-heap[0][0] if heap else -np.inf, *(worth[n][p] for n, p in wave)),
@@ -269,6 +281,8 @@ class Explorer:
             good &= tpot <= goal.tpot
         if goal.tps is not None:
             good &= tps >= goal.tps
+        if goal.ttft is not None and self.ttft(number) > goal.ttft:
+            good[:] = False
         return np.where(good, value, -np.inf)
 
     def _renew(
@@ -309,7 +323,7 @@ class Explorer:
         count: Counter[str] = Counter()
         for reason, combinations in self.refused.items():
             count[reason] += combinations * len(self.points)
-        for number in range(len(self.shapes)):
+        for number in range(len(self.shapes) if len(self.points) else 0):
             shape = self.shapes[number]
             whole = self.whole(shape)
             count["the same step as a larger batch (padding)"] += int((~whole).sum())
@@ -318,7 +332,10 @@ class Explorer:
             late = np.zeros(len(good), dtype=bool) if goal.tpot is None else self.bound(number)[0] > goal.tpot
             count["TPOT bound: no schedule keeps it"] += int((good & late).sum())
             seen = sum(1 for n, _ in self.known if n == number)
-            count["bound: cannot beat what was found"] += int((good & ~late).sum()) - seen
+            slow = goal.ttft is not None and self.ttft(number) > goal.ttft
+            count["TTFT bound: no schedule keeps it" if slow else "bound: cannot beat what was found"] += (
+                int((good & ~late).sum()) - seen
+            )
         return Counter({reason: n for reason, n in count.items() if n > 0})
 
 
