@@ -104,6 +104,7 @@ class Explorer:
         self.shapes, self.refused = shapes(spec, space)
         self.known: dict[tuple[int, int], Outcome] = {}  #: (shape, point) -> what became of it
         self._fitting: dict[int, int] = {}
+        self._least: dict[int, Array] = {}  #: shape -> seconds of its steps at least, by point
         self._steps: dict[int, dict[int, float]] = {}  #: shape -> point -> seconds of its step, as simulated
         clusters = {gpus: with_cluster(spec, gpus) for gpus in dict.fromkeys(shape.gpus for shape in self.shapes)}
         self._roughly = [rough_limit(clusters[shape.gpus], shape) for shape in self.shapes]
@@ -153,8 +154,10 @@ class Explorer:
         takes less than a part ρ of its time there, the step takes no less than ρ of its own, but for `SLACK`."""
         shape = self.shapes[number]
         bounds, execution = self._bounds[shape.gpus], self.spec.execution
-        at = np.searchsorted(bounds.grid, self.tokens(shape))
-        step = bounds.step(shape)[at]
+        at = np.searchsorted(bounds.grid, self.tokens(shape)) if self.asked else np.arange(len(self.points))
+        if number not in self._least:
+            self._least[number] = bounds.step(shape)[at]
+        step = self._least[number]
         for point, seconds in self._steps.get(number, {}).items():
             step = np.maximum(step, bounds.scale(shape, int(at[point]))[at] * (seconds * (1 - SLACK)))
             step[point] = seconds

@@ -69,7 +69,7 @@ def test_the_answer_in_words(run: Run) -> None:
 
 
 def test_an_unfinished_proof_is_said(run: Run) -> None:
-    answer = run("search", SPEC, *SMALL, "--objective", "tpot", "--limit", "1")
+    answer = run("search", SPEC, *SMALL, "--objective", "tpot", "--top", "10", "--limit", "1")
     assert "the search stopped before it was proved" in answer.out
 
 
