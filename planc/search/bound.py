@@ -106,7 +106,9 @@ class Bounds:
             names = "all_reduce", "all_gather", "reduce_scatter"
             parts += [self._collective(spec, shape, name, self._width(spec)) for name in names]
         ratios = [part / part[point] for part in parts if part[point] > 0]
-        if shape.pp > 1 or not spec.model.vocab:  # hand-overs, and the scatter of the input: latency, or bytes of tokens
+        if (
+            shape.pp > 1 or not spec.model.vocab
+        ):  # hand-overs, and the scatter of the input: latency, or bytes of tokens
             ratios.append(np.minimum(self.grid / self.grid[point], 1.0))
         if shape.expert_tp > 1:
             for layers, _ in self._alike(shape):
@@ -148,7 +150,7 @@ class Bounds:
         if (
             one and shape.pp == shape.micro_batches == 1
         ):  # in the graph's order: shared experts run while results come back
-            chain = base.chain + reached + last_sum + np.maximum(combine, shared) + shared_sum
+            chain = base.chain + reached + np.maximum(last_sum + combine, shared) + shared_sum
         else:
             chain = base.chain + np.maximum(reached + last_sum + combine, shared + shared_sum)
         compute, communication = base.compute + shared, base.communication + dispatch + combine + shared_sum
