@@ -113,7 +113,7 @@ def read_question(spec: Spec, options: argparse.Namespace) -> Question:
         read_bound("--tpot", options.tpot) or target.tpot,
         read_bound("--ttft", options.ttft) or target.ttft,
         _read_rate("--tps", options.tps) or (target.tps if options.objective == "gpus" else None),
-        options.one_expert_per_gpu,
+        options.one_expert_per_gpu or None,
     )
     asked = dict(_read_axis(text) for text in options.over)
     if options.gpus:

@@ -10,7 +10,7 @@ import os
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Field
 
@@ -48,6 +48,15 @@ class Fit(Strict, Generic[Constants]):
     valid: dict[str, Annotated[tuple[_Bound, _Bound], Field(strict=False)]]
     interval: Interval
     constants: Constants
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # fits go to worker processes, and `Fit[Gemm]` is no name that pickle could look up
+        return _empty, (type(self.constants),), self.__getstate__()
+
+
+def _empty(constants: type) -> Any:
+    made: Any = Fit.__class_getitem__(constants)
+    return made.__new__(made)
 
 
 class FitFile(Strict):

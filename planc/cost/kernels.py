@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from planc.graph import OpBlock
 from planc.placement import Parallelism
 from planc.placement.memory import padded_width
@@ -87,8 +89,8 @@ def _attn_core(at: Context, block: OpBlock) -> list[Kernel]:
     cache = at.spec.model.dtype_of("kv_cache")
     if work.phase == "prefill":
         # whole prompts side by side, or a chunk of one, which sees half of the prompt before it on average
-        prompts, new = max(1.0, t / work.isl), min(t, work.isl)
-        length = new if t >= work.isl else (work.isl + new) / 2
+        prompts, new = np.maximum(1.0, t / work.isl), np.minimum(t, work.isl)
+        length = (work.isl + new) / 2
         width = (a.q_head_dim + a.out_head_dim) / 2
         sizes = {"batch": prompts, "heads": heads, "kv_heads": kv_heads, "head_dim": width, "tokens": new}
         return [_kernel("attention_prefill", at.dtype, **sizes, kv_len=length)]

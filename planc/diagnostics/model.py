@@ -53,6 +53,10 @@ class PlancError(Exception):
         self.diagnostics: tuple[Diagnostic, ...] = tuple(sorted(unique, key=Diagnostic.sort_key))
         super().__init__("; ".join(f"{d.code}: {d.message}" for d in self.diagnostics))
 
+    def __reduce__(self) -> tuple[type[PlancError], tuple[tuple[Diagnostic, ...]]]:
+        # worker processes raise it too; by default pickle would make it of its text
+        return PlancError, (self.diagnostics,)
+
 
 def closest(word: str, choices: Iterable[str]) -> str:
     """A "did you mean" hint for ``word``, or an empty string when nothing is near."""

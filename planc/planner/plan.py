@@ -214,7 +214,7 @@ def _parallel(tasks: list[tuple[Problem, Unit]], workers: int) -> Iterator[tuple
         while waiting or running:
             while waiting and len(running) < 2 * workers:
                 number, (problem, unit) = waiting.pop()
-                with _for_children():
+                with for_children():
                     running[pool.submit(_work, place[id(problem)], unit)] = number
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(done), done.result()
@@ -223,7 +223,7 @@ def _parallel(tasks: list[tuple[Problem, Unit]], workers: int) -> Iterator[tuple
 
 
 @contextmanager
-def _for_children() -> Iterator[None]:
+def for_children() -> Iterator[None]:
     """What processes started inside are to have: SIGINT blocked, because Ctrl-C is the parent's to handle, and one thread
     each for linear algebra, because there is a process for every core."""
     import signal

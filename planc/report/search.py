@@ -119,8 +119,9 @@ def _rule_text(record: Row) -> str:
         present = one or several
         if present is None or not present["rounds"]:
             return ""
-        what = "keep to one expert of a layer per GPU" if one else "put several experts of a layer on a GPU"
-        return f"all of the best {len(record['top'])} {what}"
+        return "no plan of the space that keeps the bounds " + (
+            "has at most one expert of a layer per GPU" if one is None else "has several experts of a layer on a GPU"
+        )
     ratio = one["tps_per_gpu"] / several["tps_per_gpu"]
     word = "more" if ratio >= 1 else "fewer"
     return (

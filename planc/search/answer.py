@@ -14,6 +14,8 @@ from planc.placement import Parallelism, resolve
 from planc.report.search_file import SCHEMA
 from planc.search.evaluate import Outcome, Row, shape_of
 from planc.search.explore import MEMORY, Candidate, Evaluate, Explorer, Found, Goal
+from planc.search.pools import pools
+from planc.search.sensitivity import sensitivity
 from planc.search.space import Axes, Shape, declared, spec_of
 from planc.spec import ExpertRule, Spec
 from planc.units import format_seconds
@@ -58,8 +60,16 @@ def answer(
     if not found.top:
         raise PlancError([_refusal(spec, question.goal, explorer, found)])
     front = _front(explorer, question, found, progress)
+    rule = _by_rule(explorer, question)
     own = [*_baselines(spec, question, evaluate, book)]
-    wanted = list(dict.fromkeys((one.shape, one.batch) for one in (*found.top, *(one for one, _ in front))))
+    more: Record = {}
+    if question.pools:
+        more["pools"] = pools(spec, question.goal, question.asked, evaluate, book, progress)
+    if question.sensitivity:
+        first = found.top[0].shape
+        more["sensitivity"] = sensitivity(spec, question.goal, question.asked, first, found.top[:5])
+    every = (*found.top, *(one for one, _ in front), *(one for one in rule.values() if one is not None))
+    wanted = list(dict.fromkeys((one.shape, one.batch) for one in every))
     rows = dict(zip(wanted, evaluate(wanted, whole=True), strict=True))
 
     def row(one: Candidate) -> Row:
@@ -67,8 +77,8 @@ def answer(
         assert full is not None
         return full
 
-    top = [row(one) for one in found.top]
-    best_of = {True: _first(top, True), False: _first(top, False)}
+    top = _distinct([row(one) for one in found.top])
+    best_of = {kept: None if one is None else row(one) for kept, one in rule.items()}
     return {
         "schema": SCHEMA,
         "name": spec.name,
@@ -91,6 +101,7 @@ def answer(
         "top": top,
         "front": with_reasons([row(one) | {"tpot_bound_s": bound} for one, bound in front]),
         "baselines": own,
+        **more,
         "spec": spec.model_dump(mode="json"),
         "sources": dict(spec.sources),
         "fingerprint": fingerprint(spec),
@@ -98,8 +109,22 @@ def answer(
     }
 
 
-def _first(rows: Sequence[Row], one: bool) -> Row | None:
-    return next((row for row in rows if row["one_expert_per_gpu"] is one), None)
+def _distinct(rows: Sequence[Row]) -> list[Row]:
+    """Rows without those whose stages, balanced or even, are the same ones."""
+    kept: dict[str, Row] = {}
+    for row in rows:
+        kept.setdefault(json.dumps(row | {"split": ""}, sort_keys=True), row)
+    return list(kept.values())
+
+
+def _by_rule(explorer: Explorer, question: Question) -> dict[bool, Candidate | None]:
+    """The best with at most one expert of a layer per GPU, and the best with several; None where there is none."""
+    if explorer.spec.model.moe is None:
+        return {True: None, False: None}
+    return {
+        kept: next(iter(explorer.search(replace(question.goal, one_expert_per_gpu=kept), most=question.most).top), None)
+        for kept in (True, False)
+    }
 
 
 def _batches(explorer: Explorer, space: Axes) -> list[int] | str:
@@ -161,12 +186,15 @@ def with_reasons(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         shares = sorted(row["path_s"].items(), key=lambda item: -item[1])[:2]
         total = sum(row["path_s"].values())
-        parts = [" and ".join(f"{name} takes {100 * seconds / total:.0f} % of the step" for name, seconds in shares)]
+        parts = [" and ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in shares) + " of the step"]
         if found:
             before = found[-1]
             moved = [f"{key} {before[key]} → {row[key]}" for key in _CHOICES if before[key] != row[key]]
             gain = row["tps_per_gpu"] / before["tps_per_gpu"] - 1
-            parts.append(f"{100 * gain:.0f} % more TPS per GPU than the point before by {', '.join(moved)}")
+            more = (
+                f"{100 * gain:.0f} % more TPS per GPU than" if gain < 1 else f"{1 + gain:.1f} times the TPS per GPU of"
+            )
+            parts.append(f"{more} the point before by {', '.join(moved)}")
         else:
             parts.append("no plan of the space has a shorter TPOT")
         found.append(row | {"reason": "; ".join(parts)})

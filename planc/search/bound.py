@@ -59,10 +59,16 @@ class Layer:
 class Bounds:
     """Bounds for the shapes of one spec on one cluster. Parts that several shapes share are made once."""
 
-    def __init__(self, spec: Spec, book: PriceBook, grid: Array, only: int | None = None) -> None:
+    def __init__(
+        self, spec: Spec, book: PriceBook, grid: Array, *, prefill: bool = False, only: int | None = None
+    ) -> None:
         """``only``: the node group whose GPUs count, of a cluster of several kinds; None for the quickest at every op."""
-        self.spec, self.book, self.grid, self.only = spec, book, grid.astype(float), only
+        self.spec, self.book, self.grid, self.prefill = spec, book, grid.astype(float), prefill
+        self.only = only
         self._kept: dict[object, Any] = {}
+
+    def _spec(self, shape: Shape) -> Spec:
+        return spec_of(self.spec, shape, 1, prefill_chunk=int(self.prefill))
 
     def _once(self, key: object, make: Callable[[], Any]) -> Any:
         if key not in self._kept:
@@ -72,8 +78,8 @@ class Bounds:
     # --- a step -------------------------------------------------------------------------------------------------
 
     def step(self, shape: Shape) -> Array:
-        """Seconds from decode step to decode step at least, at every t of the grid."""
-        spec = spec_of(self.spec, shape, 1)
+        """Seconds from step to step at least, at every t of the grid: of decode steps, or of prefill steps."""
+        spec = self._spec(shape)
         dense = len(spec.model.dense_layer_ids)
         parts = [(dense, self._dense(spec, shape))] if dense else []
         parts += [(count, self._moe(spec, shape, layers)) for layers, count in self._alike(shape)]
@@ -89,14 +95,20 @@ class Bounds:
         # steps by themselves: the busiest stage does all its work beside the way of one micro-batch through the others
         return np.asarray((chain + np.maximum(busiest - chain, 0.0) / shape.pp) * ROUNDING)
 
+    def _on(self, group: int) -> Bounds:
+        def make() -> Bounds:
+            return Bounds(self.spec, self.book, self.grid, prefill=self.prefill, only=group)
+
+        return self._once(("only", group), make)  # type: ignore[no-any-return]
+
     def scale(self, shape: Shape, point: int) -> Array:
         """Of every point of the grid, the least ratio of an op's seconds there to its seconds at ``point``: by how much a step
         shrinks or grows at least, float [grid]; of an op on GPUs of several kinds the least of any."""
         kinds = range(len(self.spec.cluster.groups))
         if len(kinds) > 1 and self.only is None:
-            each = [self._once(("only", n), lambda n=n: Bounds(self.spec, self.book, self.grid, n)) for n in kinds]
+            each = [self._on(n) for n in kinds]
             return np.asarray(np.minimum.reduce([bounds.scale(shape, point) for bounds in each]))
-        spec = spec_of(self.spec, shape, 1)
+        spec = self._spec(shape)
         parts = list(self._local(spec, shape).values())
         for layers, _ in self._alike(shape):
             if not layers:  # of some ops nothing is known
@@ -106,9 +118,7 @@ class Bounds:
             names = "all_reduce", "all_gather", "reduce_scatter"
             parts += [self._collective(spec, shape, name, self._width(spec)) for name in names]
         ratios = [part / part[point] for part in parts if part[point] > 0]
-        if (
-            shape.pp > 1 or not spec.model.vocab
-        ):  # hand-overs, and the scatter of the input: latency, or bytes of tokens
+        if shape.pp > 1 or not spec.model.vocab:  # hand-overs, the scatter of the input: latency, or bytes of tokens
             ratios.append(np.minimum(self.grid / self.grid[point], 1.0))
         if shape.expert_tp > 1:
             for layers, _ in self._alike(shape):
@@ -213,9 +223,10 @@ class Bounds:
                 kinds |= {"shared_down": seconds("shared_down", rows, inner)}
         if model.vocab:
             shard = padded_width(model.vocab, tp)
+            rows = np.maximum(1.0, t // spec.workload.isl) if self.prefill else t
             kinds["embed"] = seconds("embed", t)
-            kinds["lm_head"] = seconds("lm_head", t, (t, h), (t, shard))
-            kinds["sample"] = seconds("sample", t, (t, shard * tp))
+            kinds["lm_head"] = seconds("lm_head", t, (t, h), (rows, shard))
+            kinds["sample"] = seconds("sample", rows, (rows, shard * tp))
         return kinds
 
     def _shared(self, spec: Spec, shape: Shape) -> tuple[Array, Array]:
@@ -234,7 +245,7 @@ class Bounds:
             return Layer(zero, zero, zero)
         at = self._local(spec, shape)
         width = padded_width(spec.model.vocab, shape.tp) * shape.tp * spec.model.bytes_of("activations")
-        gather = self._collective(spec, shape, "all_gather", width)
+        gather = np.zeros(len(self.grid)) if self.prefill else self._collective(spec, shape, "all_gather", width)
         compute = at["embed"] + at["lm_head"] + at["sample"]
         return Layer(compute + gather, compute, gather)
 
@@ -264,13 +275,16 @@ class Bounds:
 
     def _stages_lie_alike(self, shape: Shape) -> bool:
         """Whether every stage of a replica has its ranks on nodes, NVLink domains and leaves as the first has."""
-        cluster, ranks = self.spec.cluster, shape.pp * shape.ep
-        found = set()
-        for stage in range(0, ranks, shape.ep):
-            of = slice(stage, stage + shape.ep)
-            places = cluster.node_of_rank[of], cluster.domain_of_rank[of], cluster.leaf_of_rank[of]
-            found.add(tuple(np.unique(place, return_inverse=True)[1].tobytes() for place in places))
-        return len(found) == 1
+
+        def make() -> bool:
+            cluster, found = self.spec.cluster, set()
+            for first in range(0, shape.pp * shape.ep, shape.ep):
+                of = slice(first, first + shape.ep)
+                places = cluster.node_of_rank[of], cluster.domain_of_rank[of], cluster.leaf_of_rank[of]
+                found.add(tuple(np.unique(place, return_inverse=True)[1].tobytes() for place in places))
+            return len(found) == 1
+
+        return bool(self._once(("lie alike", shape.pp, shape.ep), make))
 
     def _fixed_stages(self, shape: Shape) -> tuple[tuple[int, int], ...] | None:
         """The layers of every stage as far as experts and exchanges depend on them; None where those change with the batch."""
@@ -302,9 +316,9 @@ class Bounds:
             assert moe is not None and stages is not None
             tokens = moe.experts * (1 if shape.leaders else shape.tp)
             own = replace(shape, dp=1, pp=1, micro_batches=1, split="balanced")
-            spec = spec_of(self.spec, own, tokens * shape.ep // shape.tp).model_copy(
-                update={"cluster": self.spec.cluster}
-            )
+            chunk = tokens if self.prefill else 0
+            spec = spec_of(self.spec, own, tokens * shape.ep // shape.tp, prefill_chunk=chunk)
+            spec = spec.model_copy(update={"cluster": self.spec.cluster})  # other stages lie beyond the first
             pp, gating = len(stages), shape.gating
             par = Parallelism(1, pp, shape.ep, shape.tp, shape.expert_tp, stages, gating, shape.tp_comm)  # type: ignore[arg-type]
             return Bare(spec, par, place_experts(spec, par), PlanGraph((), (), pp * shape.ep))
@@ -372,12 +386,12 @@ class Bounds:
             moe, chunks = spec.model.moe, spec.execution.expert_chunks
             assert moe is not None
             load, tokens = self._loads(shape, layer)
-            rows, active = load.sum(axis=1), np.maximum((load > 0).sum(axis=1), 1)
+            rows, active = load.sum(axis=1), (load > 0).sum(axis=1)
             padded = (np.ceil(load / TILE) * TILE).sum(axis=1)
             s = {
                 "rows": np.maximum(rows / chunks, 1.0),
-                "active": active.astype(float),
-                "padded": np.maximum(padded / chunks, active * TILE),
+                "active": np.maximum(active, 1.0),  # where there are no rows, the price is not taken
+                "padded": np.maximum(padded / chunks, np.maximum(active, 1.0) * TILE),
                 "tokens": np.maximum(tokens, 1.0),
             }
             sizes: dict[str, float] = {

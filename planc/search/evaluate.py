@@ -9,12 +9,14 @@ from planc.cost.book import PriceBook
 from planc.cost.step import CLASS_NAMES
 from planc.diagnostics import PlancError
 from planc.graph import build_graph, expand
-from planc.placement import Placed, resolve
+from planc.placement import Parallelism, Placed, resolve, step_tokens
+from planc.placement.memory import kv_bytes_per_token
 from planc.schedule.estimate import Estimate, prefill_chunk, prefill_step
 from planc.schedule.simulate import Wiring
 from planc.schedule.timeline import Timeline, timeline
 from planc.search.space import Shape, reason_of, spec_of
 from planc.spec import Spec
+from planc.spec.deployment import TrafficSpec
 from planc.verify import Draft
 
 Row = dict[str, Any]
@@ -64,10 +66,47 @@ class Evaluator:
             row_of(shape, found) if whole else {"gpus": shape.gpus, "step_s": line.period, **_numbers(found)}
         )
 
+    def with_traffic(self, shape: Shape, batch: int, asked: TrafficSpec) -> Row | None:
+        """TPOT and TPS where tokens go as ``asked``, with experts placed as the shape has them; None for what is no plan."""
+        from planc.placement.known_traffic import spec_traffic  # brings the planner: only where it is needed
+
+        spec, placed = spec_of(self.spec, shape, batch), self.placed(shape, batch)
+        if isinstance(placed, str):
+            return None
+        graph = build_graph(spec, placed.par, placed.placement)
+        draft = Draft(spec, placed.par, placed.reasons, placed.placement, placed.memory, graph)
+        line = timeline(draft, book=self.book, traffic=spec_traffic(spec, placed.par, asked, "traffic"))
+        return {"gpus": shape.gpus, **_numbers(Estimate(draft, line, None, {}))}
+
+    def prefill(self, shape: Shape, chunk: int) -> Outcome:
+        """The prefill step of ``chunk`` prompt tokens in every TP group, of GPUs that do nothing else: prompts per second, and
+        TTFT with the hand-over of the KV cache to the GPUs that decode."""
+        prompts = max(1, chunk // self.spec.workload.isl)
+        spec = spec_of(self.spec, shape, prompts * shape.groups, prefill_chunk=chunk)
+        try:
+            placed = resolve(spec)
+        except PlancError as error:
+            return Outcome(None, reason_of(error.diagnostics[0].code))
+        graph = build_graph(spec, placed.par, placed.placement)
+        draft = Draft(spec, placed.par, placed.reasons, placed.placement, placed.memory, graph)
+        line = self._line(draft, (shape, placed.par.stages, "prefill"))
+        isl, padded = spec.workload.isl, step_tokens(spec, placed.par).padded
+        steps, handed = -(-isl // chunk), hand_over(spec, placed.par)
+        numbers = {"prompts_per_s": padded / line.period / isl, "ttft_s": steps * line.step + handed}
+        return Outcome({"gpus": shape.gpus, "step_s": line.period, "hand_over_s": handed, **numbers})
+
     def _line(self, draft: Draft, key: object) -> Timeline:
         if key not in self._wiring:
             self._wiring[key] = Wiring(expand(draft.blocks))
         return timeline(draft, book=self.book, wiring=self._wiring[key])
+
+
+def hand_over(spec: Spec, par: Parallelism) -> float:
+    """Seconds in which a rank of the largest stage sends its part of a prompt's KV cache over its NIC, at planned bandwidth."""
+    nic = spec.cluster.links.nic
+    layers = max(end - first for first, end in par.stages)
+    size = layers * spec.workload.isl * kv_bytes_per_token(spec.model, par.tp)
+    return float(nic.latency + size / (nic.bandwidth * nic.utilization))
 
 
 def _numbers(found: Estimate) -> Row:

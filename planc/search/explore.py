@@ -44,7 +44,7 @@ class Goal:
     tpot: float | None = None
     ttft: float | None = None
     tps: float | None = None
-    one_expert_per_gpu: bool = False
+    one_expert_per_gpu: bool | None = None  #: only plans that do, or (False) only others; None for all
 
     def worth(self, row: Row) -> float:
         """How good a candidate is; more is better."""
@@ -154,6 +154,10 @@ class Explorer:
         tpot = (step + execution.step_overhead) / execution.tokens_per_step
         return tpot, self.batches(shape) / tpot
 
+    def one_expert(self, shape: Shape) -> bool:
+        """Whether a GPU of the shape has at most one expert of any layer."""
+        return self.spec.model.moe is not None and slots_of(self.spec, shape) == 1
+
     def limit(self, number: int) -> int:
         """The most tokens of a TP group and micro-batch that fit memory, exactly."""
         if number not in self._limit:
@@ -192,7 +196,7 @@ class Explorer:
         heap: list[tuple[float, int]] = []
         worth: dict[int, Array] = {}
         for number, shape in enumerate(self.shapes):
-            if goal.one_expert_per_gpu and (shape.scope == "none" or slots_of(self.spec, shape) > 1):
+            if goal.one_expert_per_gpu is not None and goal.one_expert_per_gpu is not self.one_expert(shape):
                 continue
             worth[number] = self._worth(number, goal)
             self._push(heap, worth, number)

@@ -211,10 +211,12 @@ def first_gpus(cluster: Cluster, gpus: int) -> Cluster:
     return Cluster(name=cluster.name, source=cluster.source, groups=tuple(groups), links=cluster.links)
 
 
-def spec_of(spec: Spec, shape: Shape, batch: int) -> Spec:
-    """The deployment spec of a candidate: what `planc build` compiles to its plan. Traffic is left out: candidates are compared
-    under even routing."""
+def spec_of(spec: Spec, shape: Shape, batch: int, *, prefill_chunk: int = 0) -> Spec:
+    """The deployment spec of a candidate: what `planc build` compiles to its plan; with ``prefill_chunk`` prompt tokens of a TP
+    group, a prefill step. Traffic is left out: candidates are compared under even routing."""
     work: dict[str, Any] = {"batch": batch, "phase": "decode", "micro_batches": shape.micro_batches}
+    if prefill_chunk:
+        work |= {"phase": "prefill", "prefill_chunk": prefill_chunk}
     stages = None if shape.split == "balanced" or shape.pp == 1 else even_stages(spec.model.layers, shape.pp)
     degrees = {f.name: getattr(shape, f.name) for f in fields(shape) if f.name in ParallelismSpec.model_fields}
     changes: dict[str, Any] = {

@@ -52,7 +52,10 @@ ELSEWHERE = {
     "PLN420": "prove/test_processes.py",
     "PLN421": "cli/test_prove_command.py",
     "PLN422": "cli/test_prove_command.py",
+    "PLN431": "search/test_search_workers.py",
     "PLN432": "render/test_search_figure.py",
+    "PLN433": "search/test_search_workers.py",
+    "PLN434": "search/test_search_workers.py",
     "PLN501": "cli/test_cli.py",
     "PLN900": "cli/test_cli.py",
 } | {f"PLN3{n:02}": "verify/test_mutations.py" for n in (*range(1, 16), 17)}
