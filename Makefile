@@ -29,6 +29,7 @@ test: .venv/.test  ## all tests
 
 nightly: .venv/.test  ## predict and prove thousands of random specs: make nightly PROOFS=3000
 	PLANC_EXAMPLES=2000 $(PYTEST) tests/properties/test_predictions.py
+	PLANC_EXAMPLES=500 $(PYTEST) tests/search/test_search_bound.py
 	PLANC_PROOFS=$(PROOFS) $(PYTEST) tests/properties/test_proofs.py
 
 build/fuzz-venv/.made: requirements/run.txt

@@ -178,6 +178,11 @@ CODES: dict[str, Code] = {
     "PLN422": Code(
         "proof is not this plan's", "What a plan's file says of its proof is what executing it again gives."
     ),
+    "PLN430": Code(
+        "no plan keeps the bounds",
+        "Of all plans in the declared space none keeps the bounds of TPOT, TTFT or TPS that were asked for, or none fits memory; "
+        "the nearest is shown with the bound that binds.",
+    ),
     "PLN431": Code(
         "needs Dask",
         "Candidates are evaluated on a Dask cluster through the package distributed: `pip install 'planc[dask]'`. "
@@ -188,10 +193,15 @@ CODES: dict[str, Code] = {
         "The interactive page of a search result holds plotly.js, which the package plotly brings: "
         "`pip install 'planc[charts]'`. Tables, JSON and SVG figures never need it.",
     ),
-    "PLN430": Code(
-        "no plan keeps the bounds",
-        "Of all plans in the declared space none keeps the bounds of TPOT, TTFT or TPS that were asked for, or none fits memory; "
-        "the nearest is shown with the bound that binds.",
+    "PLN433": Code(
+        "worker processes keep dying",
+        "A worker that dies is replaced, and its candidates are evaluated again; after several deaths in a row without a "
+        "result the search gives up. Most often memory is short: fewer workers need less of it.",
+    ),
+    "PLN434": Code(
+        "Dask cluster cannot be reached",
+        "A Dask cluster is named by the address of its scheduler, such as `tcp://10.0.0.1:8786`. It needs workers, and they "
+        "need planc in the same version as here.",
     ),
     "PLN435": Code(
         "constraints contradict each other", "What is asked of a search cannot be true of any plan at once."
@@ -203,16 +213,6 @@ CODES: dict[str, Code] = {
         "result of another search", "A search goes on from the result of the same spec only, overrides included."
     ),
     "PLN438": Code("not the result of a search", "The file that `planc search -o` writes, schema `planc.search/1`."),
-    "PLN433": Code(
-        "worker processes keep dying",
-        "A worker that dies is replaced, and its candidates are evaluated again; after several deaths in a row without a "
-        "result the search gives up. Most often memory is short: fewer workers need less of it.",
-    ),
-    "PLN434": Code(
-        "Dask cluster cannot be reached",
-        "A Dask cluster is named by the address of its scheduler, such as `tcp://10.0.0.1:8786`. It needs workers, and they "
-        "need planc in the same version as here.",
-    ),
     # 5xx: output in other formats
     "PLN501": Code("needs the dot program", "PNG and PDF are drawn by Graphviz's `dot`; SVG and DOT never need it."),
     # 9xx: our own fault

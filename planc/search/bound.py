@@ -63,8 +63,7 @@ class Bounds:
         self, spec: Spec, book: PriceBook, grid: Array, *, prefill: bool = False, only: int | None = None
     ) -> None:
         """``only``: the node group whose GPUs count, of a cluster of several kinds; None for the quickest at every op."""
-        self.spec, self.book, self.grid, self.prefill = spec, book, grid.astype(float), prefill
-        self.only = only
+        self.spec, self.book, self.grid, self.prefill, self.only = spec, book, grid.astype(float), prefill, only
         self._kept: dict[object, Any] = {}
 
     def _spec(self, shape: Shape) -> Spec:
@@ -95,18 +94,16 @@ class Bounds:
         # steps by themselves: the busiest stage does all its work beside the way of one micro-batch through the others
         return np.asarray((chain + np.maximum(busiest - chain, 0.0) / shape.pp) * ROUNDING)
 
-    def _on(self, group: int) -> Bounds:
-        def make() -> Bounds:
-            return Bounds(self.spec, self.book, self.grid, prefill=self.prefill, only=group)
-
-        return self._once(("only", group), make)  # type: ignore[no-any-return]
-
     def scale(self, shape: Shape, point: int) -> Array:
         """Of every point of the grid, the least ratio of an op's seconds there to its seconds at ``point``: by how much a step
         shrinks or grows at least, float [grid]; of an op on GPUs of several kinds the least of any."""
         kinds = range(len(self.spec.cluster.groups))
         if len(kinds) > 1 and self.only is None:
-            each = [self._on(n) for n in kinds]
+
+            def alone(n: int) -> Bounds:
+                return Bounds(self.spec, self.book, self.grid, prefill=self.prefill, only=n)
+
+            each: list[Bounds] = [self._once(("only", n), lambda n=n: alone(n)) for n in kinds]  # type: ignore[misc]
             return np.asarray(np.minimum.reduce([bounds.scale(shape, point) for bounds in each]))
         spec = self._spec(shape)
         parts = list(self._local(spec, shape).values())
@@ -118,7 +115,9 @@ class Bounds:
             names = "all_reduce", "all_gather", "reduce_scatter"
             parts += [self._collective(spec, shape, name, self._width(spec)) for name in names]
         ratios = [part / part[point] for part in parts if part[point] > 0]
-        if shape.pp > 1 or not spec.model.vocab:  # hand-overs, the scatter of the input: latency, or bytes of tokens
+        if (
+            shape.pp > 1 or not spec.model.vocab
+        ):  # hand-overs, and the scatter of the input: latency, or bytes of tokens
             ratios.append(np.minimum(self.grid / self.grid[point], 1.0))
         if shape.expert_tp > 1:
             for layers, _ in self._alike(shape):
@@ -278,13 +277,13 @@ class Bounds:
 
         def make() -> bool:
             cluster, found = self.spec.cluster, set()
-            for first in range(0, shape.pp * shape.ep, shape.ep):
-                of = slice(first, first + shape.ep)
+            for stage in range(0, shape.pp * shape.ep, shape.ep):
+                of = slice(stage, stage + shape.ep)
                 places = cluster.node_of_rank[of], cluster.domain_of_rank[of], cluster.leaf_of_rank[of]
                 found.add(tuple(np.unique(place, return_inverse=True)[1].tobytes() for place in places))
             return len(found) == 1
 
-        return bool(self._once(("lie alike", shape.pp, shape.ep), make))
+        return shape.pp == 1 or self._once(("alike stages", shape.pp, shape.ep), make)
 
     def _fixed_stages(self, shape: Shape) -> tuple[tuple[int, int], ...] | None:
         """The layers of every stage as far as experts and exchanges depend on them; None where those change with the batch."""
@@ -318,7 +317,7 @@ class Bounds:
             own = replace(shape, dp=1, pp=1, micro_batches=1, split="balanced")
             chunk = tokens if self.prefill else 0
             spec = spec_of(self.spec, own, tokens * shape.ep // shape.tp, prefill_chunk=chunk)
-            spec = spec.model_copy(update={"cluster": self.spec.cluster})  # other stages lie beyond the first
+            spec = spec.model_copy(update={"cluster": self.spec.cluster})
             pp, gating = len(stages), shape.gating
             par = Parallelism(1, pp, shape.ep, shape.tp, shape.expert_tp, stages, gating, shape.tp_comm)  # type: ignore[arg-type]
             return Bare(spec, par, place_experts(spec, par), PlanGraph((), (), pp * shape.ep))
@@ -386,7 +385,7 @@ class Bounds:
             moe, chunks = spec.model.moe, spec.execution.expert_chunks
             assert moe is not None
             load, tokens = self._loads(shape, layer)
-            rows, active = load.sum(axis=1), (load > 0).sum(axis=1)
+            rows, active = load.sum(axis=1), np.maximum((load > 0).sum(axis=1), 1)
             padded = (np.ceil(load / TILE) * TILE).sum(axis=1)
             s = {
                 "rows": np.maximum(rows / chunks, 1.0),
