@@ -13,7 +13,7 @@ from planc.diagnostics import Diagnostic, PlancError, Span
 from planc.placement import Parallelism, resolve
 from planc.report.search_file import SCHEMA
 from planc.search.evaluate import Outcome, Row, shape_of
-from planc.search.explore import MEMORY, Candidate, Evaluate, Explorer, Found, Goal
+from planc.search.explore import OTHER_RULE, Candidate, Evaluate, Explorer, Found, Goal
 from planc.search.pools import pools
 from planc.search.sensitivity import sensitivity
 from planc.search.space import Axes, Shape, declared, spec_of
@@ -91,7 +91,7 @@ def answer(
         },
         "space": {key: list(values) for key, values in space.items()} | {"batch": _batches(explorer, space)},
         "candidates": explorer.candidates,
-        "pruned": dict(sorted(explorer.pruned(question.goal).items())),
+        "pruned": dict(sorted(explorer.pruned(question.goal, optimal=found.optimal).items())),
         "simulated": len(explorer.known),
         "optimal": found.optimal,
         "most": found.most,
@@ -306,44 +306,41 @@ def _misses(goal: Goal, one: Candidate) -> str:
 
 def _refusal(spec: Spec, goal: Goal, explorer: Explorer, found: Found) -> Diagnostic:
     """No plan keeps the bounds: the nearest, and the bound that binds."""
-    reasons = explorer.pruned(goal)
+    reasons = explorer.pruned(goal, optimal=found.optimal)
     related = tuple(f"{count:,} candidates: {reason}" for reason, count in reasons.most_common(4))
-    if set(reasons) <= {MEMORY, *explorer.refused, "the same step as a larger batch (padding)"} and not found.nearest:
-        message = "no legal plan of the space fits memory at any batch"
-        return Diagnostic(
-            "PLN430",
-            message,
-            "cluster",
-            spec.span("cluster"),
-            "more GPUs, a shorter isl or a smaller KV dtype",
-            related,
-        )
-    nearest = found.nearest
-    if nearest is None or goal.tpot is not None:  # bounds refused all or the rest: the quickest that there is
-        quickest = explorer.search(replace(goal, objective="tpot", tpot=None)).top
-        nearest = quickest[0] if quickest else nearest
-    words = "" if nearest is None else _misses(goal, nearest)
-    if nearest is not None:
-        s = nearest.shape
-        related = (
-            f"nearest: dp {s.dp} · pp {s.pp} · ep {s.ep} · tp {s.tp}, batch {nearest.batch:,}: {words}",
-            *related,
-        )
-    binding = (
-        next(iter(sorted(goal.missed(nearest.row).items(), key=lambda item: -item[1])), ("tpot", 0))[0]
-        if nearest
-        else "memory"
-    )
-    option = {"tpot": "--tpot", "ttft": "--ttft", "tps": "--tps"}.get(binding, "--tpot")
-    hint = "raise the bound, give more GPUs, or shorten isl"
+    nearest = _nearest(goal, explorer, found)
+    if nearest is None:
+        message, option, span = "no legal plan of the space fits memory at any batch", "cluster", spec.span("cluster")
+        hint = "more GPUs, a shorter isl or a smaller KV dtype"
+        if goal.one_expert_per_gpu and OTHER_RULE in reasons:
+            message = "no plan that fits memory has at most one expert of a layer per GPU"
+            option, hint = "--one-expert-per-gpu", "leave the option out, or give as many GPUs as there are experts"
+            span = Span(option, 1, 1)
+        return Diagnostic("PLN430", message, option, span, hint, related)
+    s, missed = nearest.shape, goal.missed(nearest.row)
+    words = f"dp {s.dp} · pp {s.pp} · ep {s.ep} · tp {s.tp}, batch {nearest.batch:,}: {_misses(goal, nearest)}"
+    binding = max(missed, key=lambda name: missed[name])
+    message, hint = f"no plan keeps the bounds; what binds is {binding.upper()}", "relax the bound, or give more GPUs"
+    if binding == "ttft":
+        hint += ", or shorten isl"
+    if not found.optimal:
+        message = f"none of the plans that were simulated keeps the bounds; what binds is {binding.upper()}"
+        hint = f"the search stopped before it was proved that there is none: a larger --limit; {hint}"
     return Diagnostic(
-        "PLN430",
-        f"no plan keeps the bounds; what binds is {binding.upper()}",
-        option,
-        Span(option, 1, 1),
-        hint,
-        related,
+        "PLN430", message, f"--{binding}", Span(f"--{binding}", 1, 1), hint, (f"nearest: {words}", *related)
     )
+
+
+def _nearest(goal: Goal, explorer: Explorer, found: Found) -> Candidate | None:
+    """The plan that misses the bounds by the least factor: of those simulated, and those that are best without a bound."""
+    near = [] if found.nearest is None else [found.nearest]
+    freed = [replace(goal, objective="tpot", tpot=None)] if goal.tpot is not None else []
+    freed += [replace(goal, objective="tps", tps=None)] if goal.tps is not None else []
+    freed.append(replace(goal, objective="tpot", tpot=None, ttft=None, tps=None))
+    for easier in freed:
+        if not near or easier is not freed[-1]:
+            near += explorer.search(easier, most=200).top
+    return min(near, key=lambda one: max(goal.missed(one.row).values()), default=None)
 
 
 def _empty(explorer: Explorer, space: Axes) -> Diagnostic:

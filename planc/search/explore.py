@@ -31,6 +31,9 @@ FINE = 128
 #: by how much the order of ops may make a step quicker than a smaller or larger one of the same shape foretells
 SLACK = 0.02
 MEMORY = reason_of("PLN201")
+PADDING = "the same step as a larger batch (padding)"
+OTHER_RULE = "experts of a layer per GPU: not what was asked for"
+STOPPED = "not looked at: the search stopped at its limit"
 
 Evaluate = Callable[..., list[Outcome]]  #: (shapes with batches, whole=False) -> what became of each
 Array = np.ndarray
@@ -123,7 +126,12 @@ class Explorer:
     @property
     def candidates(self) -> int:
         """Combinations of a shape with a batch, whether legal or not."""
-        return (len(self.shapes) + self.refused.total()) * len(self.grid)
+        return (len(self.shapes) + self.refused.total()) * self._columns
+
+    @property
+    def _columns(self) -> int:
+        """Batches of every shape."""
+        return len(self.grid) if self.asked is None else len(self.asked)
 
     def batches(self, shape: Shape) -> Array:
         """The batch of every point: the largest that gives a TP group so many tokens, or of those asked for."""
@@ -135,12 +143,14 @@ class Explorer:
 
     def allowed(self, number: int) -> Array:
         """Points of the grid that a shape has, bool [grid]: whole tokens for every rank that gates, and within memory."""
-        shape = self.shapes[number]
-        own = np.ones(len(self.grid), dtype=bool) if shape.leaders else self.grid % shape.tp == 0
         limit = self._limit.get(number, self._roughly[number])
+        return np.asarray(self._own(self.shapes[number]) & (self.grid <= limit))
+
+    def _own(self, shape: Shape) -> Array:
+        """Points of the grid that a shape has whether they fit memory or not."""
         if self.asked is not None:
-            own &= np.isin(self.grid, tokens_of(shape, self.asked))
-        return np.asarray(own & (self.grid <= limit))
+            return np.isin(self.grid, tokens_of(shape, self.asked))
+        return np.ones(len(self.grid), dtype=bool) if shape.leaders else np.asarray(self.grid % shape.tp == 0)
 
     def bound(self, number: int) -> tuple[Array, Array]:
         """(TPOT at least, TPS at most) at every point of the grid. Steps of the shape that were simulated tell of the others:
@@ -209,7 +219,7 @@ class Explorer:
                 _, number = heapq.heappop(heap)
                 if number not in self._limit:
                     self.limit(number)
-                    self._renew(heap, worth, number, goal, tried)
+                    self._renew(heap, worth, number, goal, tried, best)
                     continue
                 wave.append((number, int(np.argmax(worth[number]))))
             if not wave:
@@ -225,16 +235,17 @@ class Explorer:
             self._simulate(unknown)
             for number, point in wave:
                 tried.setdefault(number, set()).add(point)
-                self._renew(heap, worth, number, goal, tried)
                 row = self.known[number, point].row
                 if row is None:
+                    self._renew(heap, worth, number, goal, tried, best)
                     continue
                 one = Candidate(self.shapes[number], int(self.batches(self.shapes[number])[point]), row)
-                excess = max(goal.missed(row).values(), default=1.0)
-                if excess == 1.0 and (number not in best or goal.worth(row) > best[number][0]):
+                excess = max(goal.missed(row).values(), default=0.0)
+                if not excess and (number not in best or goal.worth(row) > best[number][0]):
                     best[number] = goal.worth(row), one
-                if found.nearest is None or excess < max(goal.missed(found.nearest.row).values(), default=1.0):
+                if found.nearest is None or excess < max(goal.missed(found.nearest.row).values(), default=0.0):
                     found.nearest = one
+                self._renew(heap, worth, number, goal, tried, best)
             if progress:
                 progress(len(self.known), 0)
         ranked = sorted(best.items(), key=lambda item: (-item[1][0], item[0]))
@@ -271,10 +282,13 @@ class Explorer:
         number: int,
         goal: Goal,
         tried: dict[int, set[int]],
+        best: dict[int, tuple[float, Candidate]],
     ) -> None:
-        """Back into the heap with what is known now."""
+        """Back into the heap with what is known now; what cannot beat the shape's own best is left out."""
         worth[number] = self._worth(number, goal)
         worth[number][list(tried.get(number, ()))] = -np.inf
+        if number in best:
+            worth[number][worth[number] <= best[number][0]] = -np.inf
         self._push(heap, worth, number)
 
     def _push(self, heap: list[tuple[float, int]], worth: dict[int, Array], number: int) -> None:
@@ -294,24 +308,38 @@ class Explorer:
 
     def remember(self, number: int, batch: int, outcome: Outcome) -> None:
         """Take over what another search found of a shape at a batch, where the batch is one of this grid."""
-        for point in np.flatnonzero(self.batches(self.shapes[number]) == batch).tolist():
+        same = self.allowed(number) & (self.batches(self.shapes[number]) == batch)
+        for point in np.flatnonzero(same).tolist():
             self._keep(number, point, outcome)
 
-    def pruned(self, goal: Goal) -> Counter[str]:
-        """Candidates that were not simulated, by reason."""
+    def pruned(self, goal: Goal, *, optimal: bool = True) -> Counter[str]:
+        """Candidates that were not simulated, by reason: with those that were, all there are. ``optimal``: whether the search
+        came to its end."""
         count: Counter[str] = Counter()
         for reason, combinations in self.refused.items():
-            count[reason] += combinations * len(self.grid)
-        for number in range(len(self.shapes)):
-            shape = self.shapes[number]
-            whole = np.ones(len(self.grid), dtype=bool) if shape.leaders else self.grid % shape.tp == 0
-            count["the same step as a larger batch (padding)"] += int((~whole).sum())
+            count[reason] += combinations * self._columns
+        known: dict[int, list[int]] = {}
+        for number, point in self.known:
+            known.setdefault(number, []).append(point)
+        for number, shape in enumerate(self.shapes):
+            own = self._own(shape)
+            count[PADDING] += self._columns - int(own.sum())
             good = self.allowed(number)
-            count[MEMORY] += int((whole & ~good).sum())
-            late = np.zeros(len(good), dtype=bool) if goal.tpot is None else self.bound(number)[0] > goal.tpot
-            count["TPOT bound: no schedule keeps it"] += int((good & late).sum())
-            seen = sum(1 for n, _ in self.known if n == number)
-            count["bound: cannot beat what was found"] += int((good & ~late).sum()) - seen
+            count[MEMORY] += int((own & ~good).sum())
+            left = good.copy()
+            left[known.get(number, [])] = False
+            if goal.one_expert_per_gpu is not None and goal.one_expert_per_gpu is not self.one_expert(shape):
+                count[OTHER_RULE] += int(left.sum())
+                continue
+            tpot, tps = self.bound(number)
+            for reason, misses in (
+                ("TPOT", goal.tpot is not None and tpot > goal.tpot),
+                ("TPS", goal.tps is not None and tps < goal.tps),
+            ):
+                missing = left & misses
+                count[f"{reason} bound: no schedule keeps it"] += int(missing.sum())
+                left &= ~missing
+            count["bound: cannot beat what was found" if optimal else STOPPED] += int(left.sum())
         return Counter({reason: n for reason, n in count.items() if n > 0})
 
 
