@@ -91,7 +91,7 @@ def answer(
         },
         "space": {key: list(values) for key, values in space.items()} | {"batch": _batches(explorer, space)},
         "candidates": explorer.candidates,
-        "pruned": dict(sorted(explorer.pruned(question.goal).items())),
+        "pruned": dict(sorted(explorer.pruned(question.goal, optimal=found.optimal).items())),
         "simulated": len(explorer.known),
         "optimal": found.optimal,
         "most": found.most,
@@ -309,7 +309,7 @@ def _misses(goal: Goal, one: Candidate) -> str:
 
 def _refusal(spec: Spec, goal: Goal, explorer: Explorer, found: Found) -> Diagnostic:
     """No plan keeps the bounds: the nearest, and the bound that binds."""
-    reasons = explorer.pruned(goal)
+    reasons = explorer.pruned(goal, optimal=found.optimal)
     related = tuple(f"{count:,} candidates: {reason}" for reason, count in reasons.most_common(4))
     nearest = found.nearest or _nearest(explorer, goal)
     if nearest is None:
@@ -322,6 +322,9 @@ def _refusal(spec: Spec, goal: Goal, explorer: Explorer, found: Found) -> Diagno
     option = f"--{binding}" if missed else "--one-expert-per-gpu"
     message = f"no plan keeps the bounds; what binds is {binding.upper()}"
     hint = "lower it, or give more GPUs" if binding == "tps" else "raise the bound, give more GPUs, or shorten isl"
+    if not found.optimal:
+        message = f"none of the plans that were simulated keeps the bounds; what binds is {binding.upper()}"
+        hint = f"the search stopped before it was proved that there is none: a larger --limit; or {hint}"
     return Diagnostic("PLN430", message, option, Span(option, 1, 1), hint, (near, *related))
 
 

@@ -110,7 +110,7 @@ class Bounds:
         for layers, _ in self._alike(shape):
             if not layers:  # of some ops nothing is known
                 return np.where(np.arange(len(self.grid)) == point, 1.0, 0.0)
-            parts += [self._experts(spec, shape, layers), *self._exchange(spec, shape, layers)]
+            parts.append(self._experts(spec, shape, layers))
         if shape.tp > 1:
             names = "all_reduce", "all_gather", "reduce_scatter"
             parts += [self._collective(spec, shape, name, self._width(spec)) for name in names]
@@ -119,8 +119,9 @@ class Bounds:
             shape.pp > 1 or not spec.model.vocab
         ):  # hand-overs, and the scatter of the input: latency, or bytes of tokens
             ratios.append(np.minimum(self.grid / self.grid[point], 1.0))
-        if shape.expert_tp > 1:
-            for layers, _ in self._alike(shape):
+        for layers, _ in self._alike(shape):
+            ratios += self._ratios_of_exchanges(spec, shape, layers, point)
+            if shape.expert_tp > 1:
                 ratios.append(self._ratio_of_sums(spec, shape, layers[0], point))
         return np.asarray(np.minimum.reduce(ratios))
 
@@ -159,7 +160,7 @@ class Bounds:
         if (
             one and shape.pp == shape.micro_batches == 1
         ):  # in the graph's order: shared experts run while results come back
-            chain = base.chain + reached + last_sum + np.maximum(combine, shared) + shared_sum
+            chain = base.chain + reached + np.maximum(last_sum + combine, shared) + shared_sum
         else:
             chain = base.chain + np.maximum(reached + last_sum + combine, shared + shared_sum)
         compute, communication = base.compute + shared, base.communication + dispatch + combine + shared_sum
@@ -274,16 +275,20 @@ class Bounds:
 
     def _stages_lie_alike(self, shape: Shape) -> bool:
         """Whether every stage of a replica has its ranks on nodes, NVLink domains and leaves as the first has."""
+        return self._lie_alike(shape.ep, shape.pp)
+
+    def _lie_alike(self, ep: int, count: int) -> bool:
+        """Whether so many EP groups, one after the other, lie alike on nodes, NVLink domains and leaves."""
 
         def make() -> bool:
             cluster, found = self.spec.cluster, set()
-            for stage in range(0, shape.pp * shape.ep, shape.ep):
-                of = slice(stage, stage + shape.ep)
+            for stage in range(0, count * ep, ep):
+                of = slice(stage, stage + ep)
                 places = cluster.node_of_rank[of], cluster.domain_of_rank[of], cluster.leaf_of_rank[of]
                 found.add(tuple(np.unique(place, return_inverse=True)[1].tobytes() for place in places))
             return len(found) == 1
 
-        return shape.pp == 1 or self._once(("alike stages", shape.pp, shape.ep), make)
+        return count == 1 or self._once(("lie alike", count, ep), make)
 
     def _fixed_stages(self, shape: Shape) -> tuple[tuple[int, int], ...] | None:
         """The layers of every stage as far as experts and exchanges depend on them; None where those change with the batch."""
@@ -328,19 +333,28 @@ class Bounds:
         """The least of several layers, elementwise; zeros where there are none."""
         return np.asarray(np.minimum.reduce([make(n) for n in layers])) if layers else np.zeros(len(self.grid))
 
-    def _exchange(self, spec: Spec, shape: Shape, layers: Layers) -> tuple[Array, Array]:
-        """Seconds of dispatch and of combine, float [grid] each."""
+    def _rounds(self, shape: Shape, whole: Callable[[Array], Array]) -> Array:
+        """How many tokens every expert gets: ``whole`` makes a number of rounds, in each of which every expert gets one."""
+        moe = self.spec.model.moe
+        assert moe is not None
+        return whole(self._source(shape) * (shape.ep // (shape.tp if shape.leaders else 1)) * moe.top_k / moe.experts)
+
+    def _exchange(
+        self, spec: Spec, shape: Shape, layers: Layers, whole: Callable[[Array], Array] | None = None
+    ) -> tuple[Array, Array]:
+        """Seconds of dispatch and of combine, float [grid] each; ``whole``: of whole rounds (`_rounds`), up or down."""
+        moe = spec.model.moe
+        even = moe is not None and moe.experts * shape.expert_tp % shape.ep == 0 and shape.spares == "idle"
+        # what is left of a round goes to experts that may lie nearer than others, where not all sources and ranks are alike
+        if whole is None and (shape.leaders or shape.scope == "model" or not even):
+            whole = _down
 
         def make() -> tuple[Array, Array]:
             moe = self.spec.model.moe
             assert moe is not None
             prices = StepPrices(self.bare(shape), self.book, None)
-            # of few tokens a leader's may all go to its own experts: only whole rounds of choices surely cross links
-            tokens = self._source(shape)
-            sources = shape.ep // shape.tp
-            if shape.leaders:
-                tokens = np.floor(tokens * sources * moe.top_k / moe.experts) * moe.experts / moe.top_k / sources
-            times = tokens / moe.experts
+            times = self._rounds(shape, whole or (lambda rounds: rounds))
+            times = times / (moe.top_k * (shape.ep // (shape.tp if shape.leaders else 1)))
 
             def seconds(role: str, layer: int) -> Array:
                 exchange, par = prices.exchanges.of(layer), prices.plan.parallelism
@@ -356,7 +370,7 @@ class Bounds:
 
         if not layers:
             return np.zeros(len(self.grid)), np.zeros(len(self.grid))
-        mode = exchange_mode(spec), sms_of_exchanges(spec)
+        mode = exchange_mode(spec), sms_of_exchanges(spec), whole
         return self._once(("exchange", mode, layers, *self._group(shape)), make)  # type: ignore[no-any-return]
 
     def _source(self, shape: Shape) -> Array:
@@ -425,6 +439,18 @@ class Bounds:
 
         return self._once(("sums", sms_of_exchanges(spec), layers, *self._group(shape)), make)  # type: ignore[no-any-return]
 
+    def _ratios_of_exchanges(self, spec: Spec, shape: Shape, layers: Layers, point: int) -> list[Array]:
+        """Of dispatch and of combine, with as few tokens as may be, to their most at ``point``. EP groups that lie otherwise
+        than the first have other exchanges: of those only that seconds grow no faster than tokens."""
+        few, many = self._rounds(shape, _down), self._rounds(shape, _up)
+        found = [np.minimum(few / many[point], 1.0)]
+        if self._lie_alike(shape.ep, shape.dp * shape.pp):
+            pairs = zip(*(self._exchange(spec, shape, layers, whole) for whole in (_down, _up)), strict=True)
+            found = [least / most[point] for least, most in pairs if most[point] > 0]
+        for ratio in found:
+            ratio[point] = 1.0
+        return found
+
     def _ratio_of_sums(self, spec: Spec, shape: Shape, layer: int, point: int) -> Array:
         """Of the sum of expert shards: the expert of the fewest tokens, at every point, to that of the most at ``point``."""
         load, _ = self._loads(shape, layer)
@@ -467,6 +493,14 @@ class Bounds:
                 each.append(least + np.maximum(price - least, 0.0) / near if near != 1.0 else price)
             found.append(np.minimum.reduce(each))
         return np.where(size > 0, np.maximum(np.minimum.reduce(found), floor), 0.0)
+
+
+def _down(rounds: Array) -> Array:
+    return np.asarray(np.floor(rounds + 1e-9))
+
+
+def _up(rounds: Array) -> Array:
+    return np.asarray(np.ceil(rounds - 1e-9))
 
 
 def _near(shape: Shape) -> tuple[object, ...]:

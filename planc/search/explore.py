@@ -32,6 +32,9 @@ FINE = 128
 #: by how much the order of ops may make a step quicker than a smaller or larger one of the same shape foretells
 SLACK = 0.02
 MEMORY = reason_of("PLN201")
+PADDING = "the same step as a larger batch (padding)"
+OTHER_RULE = "experts of a layer per GPU: not what was asked for"
+STOPPED = "not looked at: the search stopped at its limit"
 
 Evaluate = Callable[..., list[Outcome]]  #: (shapes with batches, whole=False) -> what became of each
 Array = np.ndarray
@@ -231,7 +234,7 @@ class Explorer:
                 _, number = heapq.heappop(heap)
                 if number not in self._fitting:
                     self.fitting(number)
-                    self._renew(heap, worth, number, goal, tried)
+                    self._renew(heap, worth, number, goal, tried, best)
                     continue
                 wave.append((number, int(np.argmax(worth[number]))))
             if not wave:
@@ -247,16 +250,17 @@ class Explorer:
             self._simulate(unknown)
             for number, point in wave:
                 tried.setdefault(number, set()).add(point)
-                self._renew(heap, worth, number, goal, tried)
                 row = self.known[number, point].row
                 if row is None:
+                    self._renew(heap, worth, number, goal, tried, best)
                     continue
                 one = Candidate(self.shapes[number], int(self.batches(self.shapes[number])[point]), row)
-                excess = max(goal.missed(row).values(), default=1.0)
-                if excess == 1.0 and (number not in best or goal.worth(row) > best[number][0]):
+                excess = max(goal.missed(row).values(), default=0.0)
+                if not excess and (number not in best or goal.worth(row) > best[number][0]):
                     best[number] = goal.worth(row), one
-                if found.nearest is None or excess < max(goal.missed(found.nearest.row).values(), default=1.0):
+                if found.nearest is None or excess < max(goal.missed(found.nearest.row).values(), default=0.0):
                     found.nearest = one
+                self._renew(heap, worth, number, goal, tried, best)
             if progress:
                 progress(len(self.known), 0)
         ranked = sorted(best.items(), key=lambda item: (-item[1][0], item[0]))
@@ -295,10 +299,13 @@ class Explorer:
         number: int,
         goal: Goal,
         tried: dict[int, set[int]],
+        best: dict[int, tuple[float, Candidate]],
     ) -> None:
-        """Back into the heap with what is known now."""
+        """Back into the heap with what is known now; what cannot beat the shape's own best is left out."""
         worth[number] = self._worth(number, goal)
         worth[number][list(tried.get(number, ()))] = -np.inf
+        if number in best:
+            worth[number][worth[number] <= best[number][0]] = -np.inf
         self._push(heap, worth, number)
 
     def _push(self, heap: list[tuple[float, int]], worth: dict[int, Array], number: int) -> None:
@@ -321,24 +328,34 @@ class Explorer:
         for point in np.flatnonzero(self.batches(self.shapes[number]) == batch).tolist():
             self._keep(number, point, outcome)
 
-    def pruned(self, goal: Goal) -> Counter[str]:
-        """Candidates that were not simulated, by reason."""
+    def pruned(self, goal: Goal, *, optimal: bool = True) -> Counter[str]:
+        """Candidates that were not simulated, by reason: with those that were, all there are. ``optimal``: whether the search
+        came to its end."""
         count: Counter[str] = Counter()
         for reason, combinations in self.refused.items():
             count[reason] += combinations * len(self.points)
-        for number in range(len(self.shapes) if len(self.points) else 0):
-            shape = self.shapes[number]
-            whole = self.whole(shape)
-            count["the same step as a larger batch (padding)"] += int((~whole).sum())
-            good = self.allowed(number)
-            count[MEMORY] += int((whole & ~good).sum())
-            late = np.zeros(len(good), dtype=bool) if goal.tpot is None else self.bound(number)[0] > goal.tpot
-            count["TPOT bound: no schedule keeps it"] += int((good & late).sum())
-            seen = sum(1 for n, _ in self.known if n == number)
-            slow = goal.ttft is not None and self.ttft(number) > goal.ttft
-            count["TTFT bound: no schedule keeps it" if slow else "bound: cannot beat what was found"] += (
-                int((good & ~late).sum()) - seen
-            )
+        known: dict[int, list[int]] = {}
+        for number, point in self.known:
+            known.setdefault(number, []).append(point)
+        for number, shape in enumerate(self.shapes if len(self.points) else ()):
+            whole, good = self.whole(shape), self.allowed(number)
+            count[PADDING] += int((~whole).sum())
+            left = whole.copy()
+            left[known.get(number, [])] = False
+            count[MEMORY] += int((left & ~good).sum())
+            left &= good
+            if goal.one_expert_per_gpu is not None and goal.one_expert_per_gpu is not self.one_expert(shape):
+                count[OTHER_RULE] += int(left.sum())
+                continue
+            tpot, tps = self.bound(number)
+            for name, misses in (
+                ("TPOT", goal.tpot is not None and tpot > goal.tpot),
+                ("TPS", goal.tps is not None and tps < goal.tps),
+                ("TTFT", goal.ttft is not None and self.ttft(number) > goal.ttft),
+            ):
+                count[f"{name} bound: no schedule keeps it"] += int((left & misses).sum())
+                left &= ~np.asarray(misses)
+            count["bound: cannot beat what was found" if optimal else STOPPED] += int(left.sum())
         return Counter({reason: n for reason, n in count.items() if n > 0})
 
 

@@ -18,11 +18,13 @@ from small_specs import GPU, LINKS, MOE, ROOT, small_spec
 
 import planc
 from planc.cost.book import PriceBook
+from planc.placement import largest_that_fits, place_experts
+from planc.placement.stages import make_parallelism
 from planc.search.bound import Bounds
 from planc.search.evaluate import Evaluator
 from planc.search.explore import SLACK, Explorer
 from planc.search.pools import prompt_tokens
-from planc.search.space import Shape, declared, shapes
+from planc.search.space import Shape, declared, shapes, spec_of
 
 ASKED = int(os.environ.get("PLANC_EXAMPLES", "0"))
 RUN = settings(
@@ -54,6 +56,14 @@ SPECS: dict[str, tuple[planc.Spec, dict[str, tuple[Any, ...]], int]] = {
     "mla": (small_spec(model={"attention": MLA}), {}, 20),
     "vocab": (small_spec(model={"vocab": 32_001, "norm": "rms"}), {}, 20),
     "shared": (small_spec(model=WIDE | {"moe": MOE | {"shared_experts": 1}}), {}, 30),
+    "shared beside sums": (  # of expert shards, on the other stream
+        small_spec(
+            model={"hidden": 1024, "moe": {"experts": 2, "top_k": 1, "intermediate": 32, "shared_experts": 1}},
+            cluster={"groups": [{"nodes": 1, "gpus_per_node": 2}]},
+        ),
+        {"expert_tp": (2,), "ep": (2,), "pp": (1,), "micro_batches": (1,)},
+        20,
+    ),
     "spare": (small_spec(model=WIDE | {"moe": MOE | {"experts": 6}}), {"spares": ("replicate",), "ep": (4, 8)}, 20),
     "layers": (small_spec(model={"layers": 6, "first_k_dense": 2, "dense_mlp": {"intermediate": 64}}), {}, 20),
     "dense": (small_spec(model={"moe": None, "dense_mlp": {"intermediate": 64}}), {}, 20),
@@ -145,6 +155,19 @@ def those_hold_each_other(steps: Steps, shape: Shape, points: list[int]) -> None
         assert least[one] == pytest.approx(seconds)
         for other, step in found.items():
             assert step >= least[other] * (1 - SLACK), (shape, steps.grid[one], steps.grid[other])
+
+
+@pytest.mark.parametrize("name", ["small", "mla", "mixtral", "deepseek"])
+def test_limits_of_memory_are_the_largest_batches(name: str) -> None:
+    """To the grid, what `planc build` says is the largest batch that fits."""
+    spec, _, _ = SPECS[name]
+    explorer = Explorer(spec, declared(spec, {"split": ("even",)}), lambda asked, whole=False: [])
+    for number in random.Random(name).sample(range(len(explorer.shapes)), 10):
+        shape = explorer.shapes[number]
+        least = spec_of(spec, shape, 1)
+        par = make_parallelism(least, {key: getattr(shape, key) for key in ("dp", "pp", "ep", "tp", "expert_tp")})
+        batch = largest_that_fits(least, par, place_experts(least, par), "batch")
+        assert explorer.fitting(number) == (explorer.batches(shape) <= batch).sum(), shape
 
 
 @pytest.mark.parametrize("name", ["small", "gqa", "mla", "spare", "two kinds", "moe-4l", "deepseek, 2 nodes"])
