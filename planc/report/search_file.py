@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 SCHEMA = "planc.search/1"
 
@@ -61,12 +61,41 @@ class Bounds(_Part):
     gpus: list[int]
 
 
+class SimulatedShape(_Part):
+    """All of a candidate but its batch."""
+
+    dp: int
+    pp: int
+    ep: int
+    tp: int
+    expert_tp: int
+    gating: str
+    tp_comm: str
+    micro_batches: int
+    split: str
+    scope: str
+    spares: str
+    serving: str
+    dtypes: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+
+
+class SimulatedRow(_Part):
+    """Its numbers."""
+
+    gpus: int
+    step_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    tpot_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    ttft_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    tps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    tps_per_gpu: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class Simulation(_Part):
     """One candidate that was simulated: its shape and batch with the numbers, or why it is no plan."""
 
-    shape: dict[str, Any]
+    shape: SimulatedShape
     batch: int
-    row: dict[str, float | int | None] | None
+    row: SimulatedRow | None
     refused: str
 
 
@@ -87,7 +116,7 @@ class SearchFile(_Part):
     winner: SearchRow
     one_expert_per_gpu: SearchRow | None
     several_experts_per_gpu: SearchRow | None
-    top: list[SearchRow]
+    top: Annotated[list[SearchRow], Field(min_length=1)]
     front: list[SearchRow]
     baselines: list[SearchRow]
     sensitivity: list[dict[str, Any]] = []

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from pydantic import ValidationError
+
+from planc import __version__
 from planc.cost.book import PriceBook
 from planc.diagnostics import Diagnostic, PlancError, Span
 from planc.placement import Parallelism, resolve
@@ -55,7 +58,7 @@ def answer(
     if not explorer.shapes:
         raise PlancError([_empty(explorer, space)])
     if known is not None:
-        take_over(explorer, known)
+        take_over(explorer, known, question.goal)
     found = explorer.search(question.goal, top=question.top, most=question.most, progress=progress)
     if not found.top:
         raise PlancError([_refusal(spec, question.goal, explorer, found)])
@@ -104,7 +107,7 @@ def answer(
         **more,
         "spec": spec.model_dump(mode="json"),
         "sources": dict(spec.sources),
-        "fingerprint": fingerprint(spec),
+        "fingerprint": fingerprint(spec, explorer.book),
         "simulations": _simulations(explorer),
     }
 
@@ -318,6 +321,9 @@ def _refusal(spec: Spec, goal: Goal, explorer: Explorer, found: Found) -> Diagno
             span = Span(option, 1, 1)
         return Diagnostic("PLN430", message, option, span, hint, related)
     s, missed = nearest.shape, goal.missed(nearest.row)
+    if not missed:  # found on the way to the nearest
+        message = "the search stopped before it came to a plan that keeps the bounds"
+        return Diagnostic("PLN430", message, "--limit", Span("--limit", 1, 1), "a larger --limit", related)
     words = f"dp {s.dp} · pp {s.pp} · ep {s.ep} · tp {s.tp}, batch {nearest.batch:,}: {_misses(goal, nearest)}"
     binding = max(missed, key=lambda name: missed[name])
     message, hint = f"no plan keeps the bounds; what binds is {binding.upper()}", "relax the bound, or give more GPUs"
@@ -340,7 +346,7 @@ def _nearest(goal: Goal, explorer: Explorer, found: Found) -> Candidate | None:
     for easier in freed:
         if not near or easier is not freed[-1]:
             near += explorer.search(easier, most=200).top
-    return min(near, key=lambda one: max(goal.missed(one.row).values()), default=None)
+    return min(near, key=lambda one: max(goal.missed(one.row).values(), default=0.0), default=None)
 
 
 def _empty(explorer: Explorer, space: Axes) -> Diagnostic:
@@ -354,9 +360,10 @@ def _empty(explorer: Explorer, space: Axes) -> Diagnostic:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def fingerprint(spec: Spec) -> str:
-    """What simulations of a search depend on: a hash of the spec."""
-    text = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
+def fingerprint(spec: Spec, book: PriceBook) -> str:
+    """What simulations of a search depend on: a hash of the spec, the fits that were given, and planc's version."""
+    fits = {name: fit.model_dump(mode="json") for name, fit in book.fits.items()}
+    text = json.dumps([__version__, spec.model_dump(mode="json"), fits], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -373,23 +380,30 @@ def _plain(shape: Shape) -> Record:
     return asdict(shape) | {"dtypes": [list(pair) for pair in shape.dtypes]}
 
 
-def take_over(explorer: Explorer, record: Record) -> None:
-    """Simulations of an earlier record as if they had been made now. Raises PlancError PLN437 for one of another spec."""
-    if record["fingerprint"] != fingerprint(explorer.spec):
-        message = f"the result of `{record['name']}` is of another spec than this one"
-        hint = "search anew without --resume, or give the spec and overrides that it was made with"
+def take_over(explorer: Explorer, record: Record, goal: Goal) -> None:
+    """Simulations of an earlier record as if they had been made now; where TTFT is bounded, those that have one. Raises
+    PlancError PLN437 for one of another spec."""
+    if record["fingerprint"] != fingerprint(explorer.spec, explorer.book):
+        message = f"the result of `{record['name']}` is of another spec than this one, or of other fits"
+        hint = "search anew without --resume, or give the spec, overrides and fits that it was made with"
         raise PlancError([Diagnostic("PLN437", message, "--resume", Span("--resume", 1, 1), hint)])
     numbers = {shape: number for number, shape in enumerate(explorer.shapes)}
     for one in record["simulations"]:
         shape = Shape(**one["shape"] | {"dtypes": tuple((a, b) for a, b in one["shape"]["dtypes"])})
-        if shape in numbers:
+        if shape in numbers and (goal.ttft is None or one["row"] is None or one["row"]["ttft_s"] is not None):
             explorer.remember(numbers[shape], one["batch"], Outcome(one["row"], one["refused"]))
 
 
 def winner_spec(record: Record, place: int = 0) -> Spec:
-    """The deployment spec of a row of ``top``, as `planc build` compiles it."""
+    """The deployment spec of a row of ``top``, as `planc build` compiles it. Raises PlancError: what a record made by hand is
+    refused for."""
     from planc.spec.load import spec_from_values
 
     spec = spec_from_values(record["spec"], record["sources"], record["name"])
     row = record["top"][place]
-    return spec_of(spec, shape_of(row), row["batch"])
+    try:
+        return spec_of(spec, shape_of(row), row["batch"])
+    except ValidationError as error:
+        [fault, *_] = error.errors()
+        message = f"row {place + 1} of the result of `{spec.name}` is no plan: {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+        raise PlancError([Diagnostic("PLN438", message)]) from None

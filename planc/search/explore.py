@@ -30,6 +30,7 @@ WAVE = 4
 FINE = 128
 #: by how much the order of ops may make a step quicker than a smaller or larger one of the same shape foretells
 SLACK = 0.02
+BATCH = 10**8  #: the largest that a spec may have
 MEMORY = reason_of("PLN201")
 PADDING = "the same step as a larger batch (padding)"
 OTHER_RULE = "experts of a layer per GPU: not what was asked for"
@@ -112,8 +113,8 @@ class Explorer:
         self._roughly = [rough_limit(clusters[shape.gpus], shape) for shape in self.shapes]
         #: tokens of a TP group and micro-batch
         self.grid = thinned(max(self._roughly, default=0)) if self.asked is None else self._asked_tokens()
-        book = book or PriceBook()
-        self._bounds = {gpus: Bounds(whole, book, self.grid) for gpus, whole in clusters.items()}
+        self.book = book or PriceBook()
+        self._bounds = {gpus: Bounds(whole, self.book, self.grid) for gpus, whole in clusters.items()}
 
     # --- candidates ---------------------------------------------------------------------------------------------
 
@@ -215,7 +216,7 @@ class Explorer:
         while heap:
             wave: list[tuple[int, int]] = []
             floor = self._nth(best, top)
-            while heap and len(wave) < WAVE and -heap[0][0] > floor:
+            while heap and len(wave) < min(WAVE, max(1, most - simulated)) and -heap[0][0] > floor:
                 _, number = heapq.heappop(heap)
                 if number not in self._limit:
                     self.limit(number)
@@ -354,7 +355,8 @@ def rough_limit(spec: Spec, shape: Shape) -> int:
     first, second = excess(1), excess(2)
     if first > 0:
         return 0
-    return int((1 - first / max(second - first, 1.0)) / shape.micro_batches) + 1
+    fit = int((1 - first / max(second - first, 1.0)) / shape.micro_batches) + 1
+    return min(fit, BATCH // (shape.groups * shape.micro_batches))
 
 
 def tokens_of(shape: Shape, batches: Array) -> Array:
