@@ -115,7 +115,11 @@ def read_question(spec: Spec, options: argparse.Namespace) -> Question:
         _read_rate("--tps", options.tps) or (target.tps if options.objective == "gpus" else None),
         options.one_expert_per_gpu or None,
     )
-    asked = dict(_read_axis(text) for text in options.over)
+    asked: dict[str, tuple[Any, ...]] = {}
+    for key, values in map(_read_axis, options.over):
+        if key in asked:
+            raise _contradiction("--over", f"the values of {key} are given twice", f"write all of them once: {key}=A,B")
+        asked[key] = values
     if options.gpus:
         if "gpus" in asked:
             raise _contradiction("--gpus", "the GPUs are given twice: by --gpus and by --over gpus", "leave one out")
@@ -161,7 +165,8 @@ def _read_gpus(spec: Spec, text: str) -> tuple[int, ...]:
     if at_most or between:
         low, high = (1, int(at_most[1])) if at_most else (int(between[1]), int(between[2]))  # type: ignore[index]
         if low > high:
-            raise _contradiction("--gpus", f"from {low} to {high} GPUs there are none", f"write {high}..{low}")
+            hint = f"write {high}..{low}" if high else "at least one"
+            raise _contradiction("--gpus", f"from {low} to {high} GPUs there are none", hint)
         parts = [n for n in range(1, node) if node % n == 0]
         found = [n for n in (*parts, *range(node, min(high, spec.cluster.gpus) + 1, node)) if low <= n <= high]
         if not found:
@@ -193,6 +198,8 @@ def _read_axis(text: str) -> tuple[str, tuple[Any, ...]]:
     if not all(re.fullmatch(r"[1-9][0-9]{0,8}", part) for part in parts) or len(parts) > 1000:
         raise _bad("--over", f"`{text[:40]}` gives no whole numbers of at least 1 for {key}", f"write {key}=1,2,4")
     numbers = tuple(sorted({int(part) for part in parts}))
+    if key == "batch" and numbers[-1] > 10**8:
+        raise _bad("--over", f"a batch of {numbers[-1]:,}; planc plans up to 100,000,000")
     if key == "micro_batches" and numbers[-1] > 64:
         raise _bad("--over", f"{numbers[-1]:,} micro-batches; planc plans up to 64")
     return key, numbers

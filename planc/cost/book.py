@@ -22,7 +22,7 @@ class PriceBook:
     those that ship."""
 
     def __init__(self, fits: Mapping[str, FitFile] | None = None) -> None:
-        self._fits = fits or {}
+        self.fits = dict(fits or {})
         self._costs: dict[tuple[int, int, int], tuple[Gpu, Links, Costs]] = {}  # holds what its keys are the ids of
         self._prices: dict[tuple[int, Kernel], Price] = {}
 
@@ -31,7 +31,7 @@ class PriceBook:
         preset. ``taken``: SMs that communication has for itself."""
         key = id(gpu), id(cluster.links), taken
         if key not in self._costs:
-            fit = self._fits.get(gpu.name)
+            fit = self.fits.get(gpu.name)
             if fit is None and gpu.name in preset_names("fits") and gpu.name in preset_names("gpus"):
                 from planc.cost.fits import load_fit  # its models take a while to make: only where there is a fit
 

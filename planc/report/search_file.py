@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 SCHEMA = "planc.search/1"
 
@@ -76,7 +76,18 @@ class Choices(_Part):
     scope: Literal["layer", "model", "none"]
     spares: Literal["idle", "replicate"]
     serving: Literal["apart", "together"]
-    dtypes: list[list[str]]
+    dtypes: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+
+
+class SimulatedRow(_Part):
+    """Its numbers."""
+
+    gpus: int
+    step_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    tpot_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    ttft_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    tps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    tps_per_gpu: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Simulation(_Part):
@@ -84,7 +95,7 @@ class Simulation(_Part):
 
     shape: Choices
     batch: int
-    row: dict[str, float | int | None] | None
+    row: SimulatedRow | None
     refused: str
 
 
@@ -105,7 +116,7 @@ class SearchFile(_Part):
     winner: SearchRow
     one_expert_per_gpu: SearchRow | None
     several_experts_per_gpu: SearchRow | None
-    top: list[SearchRow]
+    top: Annotated[list[SearchRow], Field(min_length=1)]
     front: list[SearchRow]
     baselines: list[SearchRow]
     sensitivity: list[dict[str, Any]] = []

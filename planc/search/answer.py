@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from pydantic import ValidationError
+
+from planc import __version__
 from planc.cost.book import PriceBook
 from planc.diagnostics import Diagnostic, PlancError, Span
 from planc.placement import Parallelism, resolve
 from planc.report.search_file import SCHEMA
 from planc.search.evaluate import Outcome, Row, shape_of
-from planc.search.explore import Candidate, Evaluate, Explorer, Found, Goal
+from planc.search.explore import OTHER_RULE, Candidate, Evaluate, Explorer, Found, Goal
 from planc.search.pools import pools
 from planc.search.sensitivity import sensitivity
 from planc.search.space import Axes, Shape, declared, spec_of
@@ -55,7 +58,7 @@ def answer(
     if not explorer.shapes:
         raise PlancError([_empty(explorer, space)])
     if known is not None:
-        take_over(explorer, known)
+        take_over(explorer, known, question.goal)
     found = explorer.search(question.goal, top=question.top, most=question.most, progress=progress)
     if not found.top:
         raise PlancError([_refusal(spec, question.goal, explorer, found)])
@@ -104,7 +107,7 @@ def answer(
         **more,
         "spec": spec.model_dump(mode="json"),
         "sources": dict(spec.sources),
-        "fingerprint": fingerprint(spec),
+        "fingerprint": fingerprint(spec, explorer.book),
         "simulations": _simulations(explorer),
     }
 
@@ -311,33 +314,42 @@ def _refusal(spec: Spec, goal: Goal, explorer: Explorer, found: Found) -> Diagno
     """No plan keeps the bounds: the nearest, and the bound that binds."""
     reasons = explorer.pruned(goal, optimal=found.optimal)
     related = tuple(f"{count:,} candidates: {reason}" for reason, count in reasons.most_common(4))
-    nearest = found.nearest or _nearest(explorer, goal)
+    nearest = _nearest(goal, explorer, found)
     if nearest is None:
-        message = "no legal plan of the space fits memory at any batch"
+        message, option, span = "no legal plan of the space fits memory at any batch", "cluster", spec.span("cluster")
         hint = "more GPUs, a shorter isl or a smaller KV dtype"
-        return Diagnostic("PLN430", message, "cluster", spec.span("cluster"), hint, related)
+        if goal.one_expert_per_gpu and OTHER_RULE in reasons:
+            message = "no plan that fits memory has at most one expert of a layer per GPU"
+            option, hint = "--one-expert-per-gpu", "leave the option out, or give as many GPUs as there are experts"
+            span = Span(option, 1, 1)
+        return Diagnostic("PLN430", message, option, span, hint, related)
     s, missed = nearest.shape, goal.missed(nearest.row)
-    near = f"nearest: dp {s.dp} · pp {s.pp} · ep {s.ep} · tp {s.tp}, batch {nearest.batch:,}: {_misses(goal, nearest)}"
-    binding = max(missed, key=lambda key: missed[key], default="rule")
-    option = f"--{binding}" if missed else "--one-expert-per-gpu"
-    message = f"no plan keeps the bounds; what binds is {binding.upper()}"
-    hint = "lower it, or give more GPUs" if binding == "tps" else "raise the bound, give more GPUs, or shorten isl"
+    if not missed:  # found on the way to the nearest
+        message = "the search stopped before it came to a plan that keeps the bounds"
+        return Diagnostic("PLN430", message, "--limit", Span("--limit", 1, 1), "a larger --limit", related)
+    words = f"dp {s.dp} · pp {s.pp} · ep {s.ep} · tp {s.tp}, batch {nearest.batch:,}: {_misses(goal, nearest)}"
+    binding = max(missed, key=lambda name: missed[name])
+    message, hint = f"no plan keeps the bounds; what binds is {binding.upper()}", "relax the bound, or give more GPUs"
+    if binding == "ttft":
+        hint += ", or shorten isl"
     if not found.optimal:
         message = f"none of the plans that were simulated keeps the bounds; what binds is {binding.upper()}"
-        hint = f"the search stopped before it was proved that there is none: a larger --limit; or {hint}"
-    return Diagnostic("PLN430", message, option, Span(option, 1, 1), hint, (near, *related))
+        hint = f"the search stopped before it was proved that there is none: a larger --limit; {hint}"
+    return Diagnostic(
+        "PLN430", message, f"--{binding}", Span(f"--{binding}", 1, 1), hint, (f"nearest: {words}", *related)
+    )
 
 
-def _nearest(explorer: Explorer, goal: Goal) -> Candidate | None:
-    """Where bounds alone refuse every candidate: the one with most TPS, or the quickest, without the bound that does."""
-    for free in (
-        replace(goal, tps=None, objective="tps"),
-        replace(goal, tpot=None, tps=None, ttft=None, objective="tpot"),
-    ):
-        found = explorer.search(replace(free, one_expert_per_gpu=None)).top
-        if found:
-            return found[0]
-    return None
+def _nearest(goal: Goal, explorer: Explorer, found: Found) -> Candidate | None:
+    """The plan that misses the bounds by the least factor: of those simulated, and those that are best without a bound."""
+    near = [] if found.nearest is None else [found.nearest]
+    freed = [replace(goal, objective="tpot", tpot=None)] if goal.tpot is not None else []
+    freed += [replace(goal, objective="tps", tps=None)] if goal.tps is not None else []
+    freed.append(replace(goal, objective="tpot", tpot=None, ttft=None, tps=None))
+    for easier in freed:
+        if not near or easier is not freed[-1]:
+            near += explorer.search(easier, most=200).top
+    return min(near, key=lambda one: max(goal.missed(one.row).values(), default=0.0), default=None)
 
 
 def _empty(explorer: Explorer, space: Axes) -> Diagnostic:
@@ -351,9 +363,10 @@ def _empty(explorer: Explorer, space: Axes) -> Diagnostic:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def fingerprint(spec: Spec) -> str:
-    """What simulations of a search depend on: a hash of the spec."""
-    text = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
+def fingerprint(spec: Spec, book: PriceBook) -> str:
+    """What simulations of a search depend on: a hash of the spec, the fits that were given, and planc's version."""
+    fits = {name: fit.model_dump(mode="json") for name, fit in book.fits.items()}
+    text = json.dumps([__version__, spec.model_dump(mode="json"), fits], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -370,23 +383,30 @@ def _plain(shape: Shape) -> Record:
     return asdict(shape) | {"dtypes": [list(pair) for pair in shape.dtypes]}
 
 
-def take_over(explorer: Explorer, record: Record) -> None:
-    """Simulations of an earlier record as if they had been made now. Raises PlancError PLN437 for one of another spec."""
-    if record["fingerprint"] != fingerprint(explorer.spec):
-        message = f"the result of `{record['name']}` is of another spec than this one"
-        hint = "search anew without --resume, or give the spec and overrides that it was made with"
+def take_over(explorer: Explorer, record: Record, goal: Goal) -> None:
+    """Simulations of an earlier record as if they had been made now; where TTFT is bounded, those that have one. Raises
+    PlancError PLN437 for one of another spec."""
+    if record["fingerprint"] != fingerprint(explorer.spec, explorer.book):
+        message = f"the result of `{record['name']}` is of another spec than this one, or of other fits"
+        hint = "search anew without --resume, or give the spec, overrides and fits that it was made with"
         raise PlancError([Diagnostic("PLN437", message, "--resume", Span("--resume", 1, 1), hint)])
     numbers = {shape: number for number, shape in enumerate(explorer.shapes)}
     for one in record["simulations"]:
         shape = Shape(**one["shape"] | {"dtypes": tuple((a, b) for a, b in one["shape"]["dtypes"])})
-        if shape in numbers:
+        if shape in numbers and (goal.ttft is None or one["row"] is None or one["row"]["ttft_s"] is not None):
             explorer.remember(numbers[shape], one["batch"], Outcome(one["row"], one["refused"]))
 
 
 def winner_spec(record: Record, place: int = 0) -> Spec:
-    """The deployment spec of a row of ``top``, as `planc build` compiles it."""
+    """The deployment spec of a row of ``top``, as `planc build` compiles it. Raises PlancError: what a record made by hand is
+    refused for."""
     from planc.spec.load import spec_from_values
 
     spec = spec_from_values(record["spec"], record["sources"], record["name"])
     row = record["top"][place]
-    return spec_of(spec, shape_of(row), row["batch"])
+    try:
+        return spec_of(spec, shape_of(row), row["batch"])
+    except ValidationError as error:
+        [fault, *_] = error.errors()
+        message = f"row {place + 1} of the result of `{spec.name}` is no plan: {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+        raise PlancError([Diagnostic("PLN438", message)]) from None

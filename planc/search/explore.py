@@ -31,6 +31,7 @@ WAVE = 4
 FINE = 128
 #: by how much the order of ops may make a step quicker than a smaller or larger one of the same shape foretells
 SLACK = 0.02
+BATCH = 10**8  #: the largest that a spec may have
 MEMORY = reason_of("PLN201")
 PADDING = "the same step as a larger batch (padding)"
 OTHER_RULE = "experts of a layer per GPU: not what was asked for"
@@ -114,8 +115,8 @@ class Explorer:
         self.asked = "batch" in space
         #: what every shape is looked at with, ascending: batches that are asked for, or tokens of a TP group and micro-batch
         self.points = np.array(sorted(space["batch"])) if self.asked else thinned(max(self._roughly, default=0))
-        self._book = book or PriceBook()
-        self._bounds = {gpus: Bounds(whole, self._book, self._grid(gpus)) for gpus, whole in clusters.items()}
+        self.book = book or PriceBook()
+        self._bounds = {gpus: Bounds(whole, self.book, self._grid(gpus)) for gpus, whole in clusters.items()}
         self._prefill: dict[int, Bounds] = {}
 
     # --- candidates ---------------------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ class Explorer:
         chunks = np.array([asked] if asked else [c for c in (isl, *CHUNKS) if c <= min(isl, CHUNKS[0])])
         if shape.gpus not in self._prefill:
             whole = with_cluster(self.spec, shape.gpus)
-            self._prefill[shape.gpus] = Bounds(whole, self._book, chunks, prefill=True)
+            self._prefill[shape.gpus] = Bounds(whole, self.book, chunks, prefill=True)
         return float((-(isl // -chunks) * self._prefill[shape.gpus].step(shape)).min())
 
     def one_expert(self, shape: Shape) -> bool:
@@ -230,7 +231,7 @@ class Explorer:
         while heap:
             wave: list[tuple[int, int]] = []
             floor = self._nth(best, top)
-            while heap and len(wave) < WAVE and -heap[0][0] > floor:
+            while heap and len(wave) < min(WAVE, max(1, most - simulated)) and -heap[0][0] > floor:
                 _, number = heapq.heappop(heap)
                 if number not in self._fitting:
                     self.fitting(number)
@@ -370,7 +371,8 @@ def rough_limit(spec: Spec, shape: Shape) -> int:
     first, second = excess(1), excess(2)
     if first > 0:
         return 0
-    return int((1 - first / max(second - first, 1.0)) / shape.micro_batches) + 1
+    fit = int((1 - first / max(second - first, 1.0)) / shape.micro_batches) + 1
+    return min(fit, BATCH // (shape.groups * shape.micro_batches))
 
 
 def tokens_of(shape: Shape, batches: Array) -> Array:
