@@ -29,7 +29,9 @@ def search(options: argparse.Namespace) -> int:
     if faults:
         raise PlancError(faults)
     question = read_question(spec, options)
-    known = read_record(options.resume) if options.resume else None
+    if options.build == "":
+        raise _bad("--build", "an empty name is no folder")
+    known = read_record(options.resume) if options.resume is not None else None
     book = book_of(options.fit, [spec])
     if spec.traffic is not None:
         say(
@@ -43,10 +45,10 @@ def search(options: argparse.Namespace) -> int:
         ) as evaluate,
     ):
         record = answer(spec, question, evaluate, book=book, known=known, progress=progress)
-    if options.output:
+    if options.output is not None:
         write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", options.output)
     _draw(record, options)
-    if options.build:
+    if options.build is not None:
         _build(record, options.build)
     if options.json:
         print_json({key: value for key, value in record.items() if key not in ("spec", "sources", "simulations")})
@@ -56,11 +58,11 @@ def search(options: argparse.Namespace) -> int:
 
 
 def _draw(record: Record, options: argparse.Namespace) -> None:
-    if options.plot:
+    if options.plot is not None:
         from planc.render import search_svg
 
         write_text(search_svg(record), options.plot)
-    if options.html:
+    if options.html is not None:
         from planc.render import search_html
 
         write_text(search_html(record), options.html)
@@ -87,7 +89,7 @@ def read_record(path: str) -> Record:
         raise PlancError(
             [Diagnostic("PLN001", f"cannot read {path}: {error.strerror}", span=Span(path, 1, 1))]
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PlancError([Diagnostic("PLN438", f"{path} is no JSON: {error}", span=Span(path, 1, 1))]) from None
     faults = check_record(record)
     if faults:
@@ -120,7 +122,7 @@ def read_question(spec: Spec, options: argparse.Namespace) -> Question:
         if key in asked:
             raise _contradiction("--over", f"the values of {key} are given twice", f"write all of them once: {key}=A,B")
         asked[key] = values
-    if options.gpus:
+    if options.gpus is not None:
         if "gpus" in asked:
             raise _contradiction("--gpus", "the GPUs are given twice: by --gpus and by --over gpus", "leave one out")
         asked["gpus"] = _read_gpus(spec, options.gpus)
