@@ -58,6 +58,7 @@ format: .venv/.dev  ## rewrite the code in the house format
 bench: .venv/.dev  ## measure speed, memory and placement against peers
 	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/predict.py
+	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/placement.py
 
 bench-placement: .venv/.dev  ## measure expert placement against the published balancers

@@ -101,6 +101,7 @@ class StepPrices:
     def __init__(self, plan: Step, book: PriceBook, traffic: Traffic | None, speed: np.ndarray | None = None) -> None:
         self.plan, self.book, self.traffic = plan, book, traffic
         self._found: dict[object, BlockPrices] = {}
+        self._rows: dict[int, bytes] = {}  #: of the graph's arrays of rows, what they hold
         spec = plan.spec
         taken = sms_of_exchanges(spec)
         self._gpus = [book.costs(group.gpu, spec.cluster, taken) for group in spec.cluster.groups]
@@ -128,8 +129,13 @@ class StepPrices:
     def blocks(self) -> tuple[BlockPrices, ...]:
         """Prices of every block of the graph, in its order."""
         graph = self.plan.blocks.blocks
-        self._prepare(graph)
-        return tuple(self._of(block) for block in graph)
+        first: dict[object, OpBlock] = {}
+        keys = [self._key(block) for block in graph]
+        for key, block in zip(keys, graph, strict=True):
+            first.setdefault(key, block)
+        self._prepare(list(first.values()))
+        self._found |= {key: self._made(block) for key, block in first.items()}
+        return tuple(self._found[key] for key in keys)
 
     def _prepare(self, graph: Sequence[OpBlock]) -> None:
         wanted = list(self.wanted(graph))
@@ -138,11 +144,8 @@ class StepPrices:
 
     def wanted(self, graph: Sequence[OpBlock]) -> Iterable[Kernel]:
         """Every kernel that the blocks need but experts and collectives."""
-        seen: set[object] = set()
         for block in graph:
-            key = self._key(block)
-            if key not in seen and not block.collective and block.kind not in ("expert", "pp_send"):
-                seen.add(key)
+            if not block.collective and block.kind not in ("expert", "pp_send"):
                 yield from kernels(self._at, block)
 
     def _key(self, block: OpBlock) -> object:
@@ -152,22 +155,21 @@ class StepPrices:
         place: object = 0
         if block.kind in ("expert", "dispatch", "combine") and block.layer is not None:
             place = block.layer if self.traffic is not None else self.exchanges.place(block.layer)
-        rows = b"" if block.rows is None else content(block.rows)
+        rows: object = b""
+        if block.rows is not None:  # blocks alike share the array
+            rows = self._rows.get(id(block.rows))
+            if rows is None:
+                rows = self._rows[id(block.rows)] = content(block.rows)
         return (block.kind, block.ranks.shape, int(block.ranks[0, 0]), reads, writes, place, block.slot, rows)
 
-    def _of(self, block: OpBlock) -> BlockPrices:
-        key = self._key(block)
-        if key not in self._found:
-            if block.kind == "expert":
-                made = self._experts(block)
-            elif block.kind in ("dispatch", "combine"):
-                made = self._exchange(block)
-            elif block.collective or block.kind == "pp_send":
-                made = self._transfer(block)
-            else:
-                made = self._local(block)
-            self._found[key] = made
-        return self._found[key]
+    def _made(self, block: OpBlock) -> BlockPrices:
+        if block.kind == "expert":
+            return self._experts(block)
+        if block.kind in ("dispatch", "combine"):
+            return self._exchange(block)
+        if block.collective or block.kind == "pp_send":
+            return self._transfer(block)
+        return self._local(block)
 
     # --- local ops ----------------------------------------------------------------------------------------------
 

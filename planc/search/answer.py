@@ -140,6 +140,7 @@ def _batches(explorer: Explorer, space: Axes) -> list[int] | str:
 
 # --- the front --------------------------------------------------------------------------------------------------------
 
+QUICKEST = 0.05  #: by how much another plan may be quicker than the first of a front
 _ROUND = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 
 
@@ -154,7 +155,8 @@ def _front(
     def best(bound: float | None) -> Candidate | None:
         return next(iter(explorer.search(replace(goal, tpot=bound), most=question.most, progress=progress).top), None)
 
-    quickest = explorer.search(replace(goal, objective="tpot"), most=question.most, progress=progress).top
+    quick = replace(goal, objective="tpot")
+    quickest = explorer.search(quick, most=question.most, within=QUICKEST, progress=progress).top
     most = best(None)
     if not quickest or most is None:
         return []
@@ -202,7 +204,7 @@ def with_reasons(rows: Sequence[Row]) -> list[Row]:
             )
             parts.append(f"{more} the point before by {', '.join(moved)}")
         else:
-            parts.append("no plan of the space has a shorter TPOT")
+            parts.append(f"no plan of the space has a TPOT {100 * QUICKEST:.0f} % shorter")
         found.append(row | {"reason": "; ".join(parts)})
     return found
 

@@ -213,10 +213,12 @@ class Explorer:
         *,
         top: int = 1,
         most: int = 2000,
+        within: float = 0.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> Found:
         """The ``top`` candidates (one of every shape) of a goal, among those that keep its bounds. After ``most`` simulations
-        it stops and says what the rest could be worth."""
+        it stops and says what the rest could be worth. ``within``: a share by which others may be better than what is
+        found."""
         found = Found()
         best: dict[int, tuple[float, Candidate]] = {}  # shape -> its best candidate
         heap: list[tuple[float, int]] = []
@@ -231,6 +233,7 @@ class Explorer:
         while heap:
             wave: list[tuple[int, int]] = []
             floor = self._nth(best, top)
+            floor += within * abs(floor) if floor > -np.inf else 0.0
             while heap and len(wave) < min(WAVE, max(1, most - simulated)) and -heap[0][0] > floor:
                 _, number = heapq.heappop(heap)
                 if number not in self._fitting:

@@ -9,7 +9,7 @@ import pytest
 from small_specs import GPU, MOE, small_spec
 
 import planc
-from planc.search.answer import Question, answer
+from planc.search.answer import QUICKEST, Question, answer
 from planc.search.evaluate import Evaluator, Outcome
 from planc.search.explore import Explorer, Goal
 from planc.search.space import Shape, declared, shapes, slots_of
@@ -152,7 +152,7 @@ def test_every_point_of_the_front_is_the_best_under_its_bound(name: str) -> None
         goal = Goal("tps-per-gpu", row["tpot_bound_s"])
         assert row["tps_per_gpu"] == pytest.approx(of.best(goal)[0], rel=1e-9)
     first, last = record["front"][0], record["front"][-1]
-    assert first["tpot_s"] == pytest.approx(-of.best(Goal("tpot"))[0], rel=1e-9) and last["tpot_bound_s"] is None
+    assert first["tpot_s"] * (1 - QUICKEST) <= -of.best(Goal("tpot"))[0] and last["tpot_bound_s"] is None
     for before, after in zip(record["front"], record["front"][1:], strict=False):
         assert before["tps_per_gpu"] < after["tps_per_gpu"] and before["tpot_s"] < after["tpot_s"]
 
