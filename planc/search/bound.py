@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -101,10 +102,10 @@ class Bounds:
         if len(kinds) > 1 and self.only is None:
 
             def alone(n: int) -> Bounds:
-                return Bounds(self.spec, self.book, self.grid, prefill=self.prefill, only=n)
+                make = partial(Bounds, self.spec, self.book, self.grid, prefill=self.prefill, only=n)
+                return self._once(("only", n), make)  # type: ignore[no-any-return]
 
-            each: list[Bounds] = [self._once(("only", n), lambda n=n: alone(n)) for n in kinds]  # type: ignore[misc]
-            return np.asarray(np.minimum.reduce([bounds.scale(shape, point) for bounds in each]))
+            return np.asarray(np.minimum.reduce([alone(n).scale(shape, point) for n in kinds]))
         spec = self._spec(shape)
         parts = list(self._local(spec, shape).values())
         for layers, _ in self._alike(shape):
@@ -115,9 +116,8 @@ class Bounds:
             names = "all_reduce", "all_gather", "reduce_scatter"
             parts += [self._collective(spec, shape, name, self._width(spec)) for name in names]
         ratios = [part / part[point] for part in parts if part[point] > 0]
-        if (
-            shape.pp > 1 or not spec.model.vocab
-        ):  # hand-overs, and the scatter of the input: latency, or bytes of tokens
+        # hand-overs, and the scatter of the input: latency, or bytes of tokens
+        if shape.pp > 1 or not spec.model.vocab:
             ratios.append(np.minimum(self.grid / self.grid[point], 1.0))
         for layers, _ in self._alike(shape):
             ratios += self._ratios_of_exchanges(spec, shape, layers, point)
@@ -157,9 +157,8 @@ class Bounds:
         reached = np.maximum(dispatch + experts / chunks, dispatch / chunks + experts)
         split_sum, last_sum = self._expert_sums(spec, shape, layers)
         one = execution.compute_streams == execution.communication_streams == 1
-        if (
-            one and shape.pp == shape.micro_batches == 1
-        ):  # in the graph's order: shared experts run while results come back
+        # in the graph's order shared experts run while results come back
+        if one and shape.pp == shape.micro_batches == 1:
             chain = base.chain + reached + np.maximum(last_sum + combine, shared) + shared_sum
         else:
             chain = base.chain + np.maximum(reached + last_sum + combine, shared + shared_sum)

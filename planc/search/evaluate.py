@@ -37,28 +37,32 @@ class Evaluator:
         self.spec, self.book = spec, book or PriceBook()
         self._wiring: dict[object, Wiring] = {}
 
-    def placed(self, shape: Shape, batch: int) -> Placed | str:
+    def placed(self, shape: Shape, batch: int, *, prefill_chunk: int = 0) -> Placed | str:
         """Who holds what, or the reason why it cannot be."""
-        spec = spec_of(self.spec, shape, batch)
         try:
-            return resolve(spec)
+            return resolve(spec_of(self.spec, shape, batch, prefill_chunk=prefill_chunk))
         except PlancError as error:
             return reason_of(error.diagnostics[0].code)
+
+    def _draft(self, shape: Shape, batch: int, prefill_chunk: int = 0) -> Draft | str:
+        """The candidate's step with its graph, or the reason why it is no plan."""
+        placed = self.placed(shape, batch, prefill_chunk=prefill_chunk)
+        if isinstance(placed, str):
+            return placed
+        spec = spec_of(self.spec, shape, batch, prefill_chunk=prefill_chunk)
+        graph = build_graph(spec, placed.par, placed.placement)
+        return Draft(spec, placed.par, placed.reasons, placed.placement, placed.memory, graph)
 
     def outcome(self, shape: Shape, batch: int, *, ttft: bool = False, whole: bool = False) -> Outcome:
         """The prediction for a shape at a batch: TPOT and TPS. ``ttft``: also that of the prefill step, which `serving:
         together` needs anyway; ``whole``: all that a record has, with interval and floor."""
-        spec = spec_of(self.spec, shape, batch)
-        placed = self.placed(shape, batch)
-        if isinstance(placed, str):
-            return Outcome(None, placed)
-        graph = build_graph(spec, placed.par, placed.placement)
-        draft = Draft(spec, placed.par, placed.reasons, placed.placement, placed.memory, graph)
-        line = self._line(draft, (shape, placed.par.stages))
-        prefill = None
+        draft = self._draft(shape, batch)
+        if isinstance(draft, str):
+            return Outcome(None, draft)
+        line, prefill = self._line(draft, shape), None
         if ttft or whole or shape.serving == "together":
             chunk = prefill_chunk(draft)
-            prefill = self._line(prefill_step(draft, chunk), (shape, placed.par.stages, "prefill")) if chunk else None
+            prefill = self._line(prefill_step(draft, chunk), shape) if chunk else None
         found = Estimate(draft, line, prefill, {})
         if not found.serves:
             return Outcome(None, "no prefill step fits memory beside the KV cache")
@@ -70,32 +74,30 @@ class Evaluator:
         """TPOT and TPS where tokens go as ``asked``, with experts placed as the shape has them; None for what is no plan."""
         from planc.placement.known_traffic import spec_traffic  # brings the planner: only where it is needed
 
-        spec, placed = spec_of(self.spec, shape, batch), self.placed(shape, batch)
-        if isinstance(placed, str):
+        draft = self._draft(shape, batch)
+        if isinstance(draft, str):
             return None
-        graph = build_graph(spec, placed.par, placed.placement)
-        draft = Draft(spec, placed.par, placed.reasons, placed.placement, placed.memory, graph)
-        line = timeline(draft, book=self.book, traffic=spec_traffic(spec, placed.par, asked, "traffic"))
+        traffic = spec_traffic(draft.spec, draft.parallelism, asked, "traffic")
+        line = timeline(draft, book=self.book, traffic=traffic)
         return {"gpus": shape.gpus, **_numbers(Estimate(draft, line, None, {}))}
 
     def prefill(self, shape: Shape, chunk: int) -> Outcome:
         """The prefill step of ``chunk`` prompt tokens in every TP group, of GPUs that do nothing else: prompts per second, and
-        TTFT with the hand-over of the KV cache to the GPUs that decode."""
-        prompts = max(1, chunk // self.spec.workload.isl)
-        spec = spec_of(self.spec, shape, prompts * shape.groups, prefill_chunk=chunk)
-        try:
-            placed = resolve(spec)
-        except PlancError as error:
-            return Outcome(None, reason_of(error.diagnostics[0].code))
-        graph = build_graph(spec, placed.par, placed.placement)
-        draft = Draft(spec, placed.par, placed.reasons, placed.placement, placed.memory, graph)
-        line = self._line(draft, (shape, placed.par.stages, "prefill"))
-        isl, padded = spec.workload.isl, step_tokens(spec, placed.par).padded
-        steps, handed = -(-isl // chunk), hand_over(spec, placed.par)
-        numbers = {"prompts_per_s": padded / line.period / isl, "ttft_s": steps * line.step + handed}
+        TTFT with the hand-over of the KV cache to the GPUs that decode, s."""
+        isl = self.spec.workload.isl
+        draft = self._draft(shape, max(1, chunk // isl) * shape.groups, chunk)
+        if isinstance(draft, str):
+            return Outcome(None, draft)
+        line, par = self._line(draft, shape), draft.parallelism
+        steps, handed = -(-isl // chunk), hand_over(draft.spec, par)
+        prompts = step_tokens(draft.spec, par).padded / line.period / isl
+        numbers = {"prompts_per_s": prompts, "ttft_s": steps * line.step + handed}
         return Outcome({"gpus": shape.gpus, "step_s": line.period, "hand_over_s": handed, **numbers})
 
-    def _line(self, draft: Draft, key: object) -> Timeline:
+    def _line(self, draft: Draft, shape: Shape) -> Timeline:
+        """The simulated step; graphs of one structure share their wiring."""
+        work = draft.spec.workload
+        key = shape, draft.parallelism.stages, work.phase, work.micro_batches
         if key not in self._wiring:
             self._wiring[key] = Wiring(expand(draft.blocks))
         return timeline(draft, book=self.book, wiring=self._wiring[key])

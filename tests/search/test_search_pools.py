@@ -9,7 +9,7 @@ import planc
 from planc.search.evaluate import Evaluator
 from planc.search.explore import Goal
 from planc.search.pools import best_prefill, prompt_tokens, splits
-from planc.search.space import declared, shapes
+from planc.search.space import Shape, declared, shapes
 
 
 def shipped(name: str, *sets: str) -> planc.Spec:
@@ -38,3 +38,11 @@ def test_pools_share_whole_nodes() -> None:
     assert splits(small_spec(cluster={"groups": [{"nodes": 4, "gpus_per_node": 8}]})) == [(8, 24), (16, 16), (24, 8)]
     assert splits(shipped("mixtral-8x7b")) == [(4, 4)]
     assert len(splits(shipped("deepseek-v3-128gpu", "cluster=h100-sxm-128x8", "parallelism.ep=auto"))) == 15
+
+
+def test_prefill_with_and_without_decode_are_kept_apart() -> None:
+    """One evaluator for both: beside decode a prefill step has one micro-batch, in a pool those of its shape."""
+    spec = shipped("mixtral-8x7b")
+    shape, both = Shape(1, 1, 8, 1, micro_batches=2), Evaluator(spec)
+    first = both.outcome(shape, 64, ttft=True), both.prefill(shape, 4096)
+    assert first == (Evaluator(spec).outcome(shape, 64, ttft=True), Evaluator(spec).prefill(shape, 4096))
