@@ -8,6 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from planc.render.text import text_width
+
 Box = list[float]  #: x, y, width, height
 Figures = list[dict[str, Any]]
 
@@ -67,3 +71,12 @@ def no_two_texts_overlap(measured: Figures, height_slack: float) -> None:
                 if by >= ay + ah - height_slack:
                     break
                 assert bx >= ax + aw - 0.5 or ax >= bx + bw - 0.5, (figure["name"], a["text"], b["text"])
+
+
+def texts_are_readable(measured: Figures, least: float) -> None:
+    """Every text is shown at its own scale, ``least`` px high or more, and no wider than was counted on."""
+    for figure in measured:
+        assert figure["scale"] == pytest.approx(1)
+        for text in figure["texts"]:
+            assert text["shown"] >= least
+            assert text["length"] <= text_width(text["text"], text["size"], bold=text["bold"]) + 0.1, text

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from made_certificates import CASES, made
-from pages import inside, measured_page, named, no_two_texts_overlap
+from pages import inside, measured_page, named, no_two_texts_overlap, texts_are_readable
 
 from planc.render.placement import expert_heat_map_svg, link_bars_svg
-from planc.render.text import text_width
 
 pytestmark = pytest.mark.browser
 
@@ -71,11 +70,7 @@ def test_no_two_texts_overlap(measured: list[dict[str, Any]]) -> None:
 
 
 def test_text_is_large_enough_and_as_wide_as_was_counted_on(measured: list[dict[str, Any]]) -> None:
-    for figure in measured:
-        assert figure["scale"] == pytest.approx(1)
-        for text in figure["texts"]:
-            assert text["shown"] >= 10
-            assert text["length"] <= text_width(text["text"], text["size"], bold=text["bold"]) + 0.1, text
+    texts_are_readable(measured, 10)
 
 
 def test_nothing_is_dashed(measured: list[dict[str, Any]]) -> None:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import inside, measured_page, named, no_two_texts_overlap
+from pages import inside, measured_page, named, no_two_texts_overlap, texts_are_readable
 from search_records import NASTY, RECORDS, Record
 
 from planc.render import search_gpus_svg, search_html, search_svg
-from planc.render.text import text_width
 
 pytestmark = pytest.mark.browser
 Box = list[float]
@@ -72,11 +71,7 @@ def test_no_two_texts_overlap(measured: list[dict[str, Any]]) -> None:
 
 
 def test_text_is_large_enough_and_as_wide_as_was_counted_on(measured: list[dict[str, Any]]) -> None:
-    for figure in measured:
-        assert figure["scale"] == pytest.approx(1)
-        for text in figure["texts"]:
-            assert text["shown"] >= 11
-            assert text["length"] <= text_width(text["text"], text["size"], bold=text["bold"]) + 0.1, text
+    texts_are_readable(measured, 11)
 
 
 def test_texts_stand_clear_of_marks_and_lines(measured: list[dict[str, Any]]) -> None:
