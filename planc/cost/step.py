@@ -95,6 +95,9 @@ class Carried:
     floor: float
 
 
+_Turn = tuple[int, tuple[float, ...], tuple[float, ...]]
+
+
 class StepPrices:
     """Prices of a plan's blocks, each made once and shared by blocks alike."""
 
@@ -205,20 +208,26 @@ class StepPrices:
         ranks = part.rank[index]
         turns = [(g, tuple(before[r]), tuple(upto[r])) for r, g in zip(ranks.tolist(), groups.tolist(), strict=True)]
         tokens = float(exchange.pairs.sum() / moe.top_k / par.expert_tp)
+        made = self._turns(set(turns), tokens)
+        return block_prices([made[turn] for turn in turns])
+
+    def _turns(self, turns: set[_Turn], tokens: float) -> dict[_Turn, Price]:
+        """Prices of turns: (group of the GPU, its load before, its load with this turn), loads as rows, experts with rows, and
+        rows in whole tiles."""
         wanted: dict[int, set[Kernel]] = {}
         for group, *loads in turns:
             wanted.setdefault(group, set()).update(self._grouped(load, tokens) for load in loads if load[0])
         for group, members in wanted.items():
             self.book.prepare(self._gpus[group], sorted(members, key=lambda k: k.sizes))
-        chunks = plan.spec.execution.expert_chunks
-        found = []
+        chunks = self.plan.spec.execution.expert_chunks
+        found = {}
         for group, earlier, with_this in turns:
             both = (
                 self.book.price(self._gpus[group], self._grouped(load, tokens)) if load[0] else NOTHING
                 for load in (with_this, earlier)
             )
-            found.append(times_of(less(*both), chunks))
-        return block_prices(found)
+            found[group, earlier, with_this] = times_of(less(*both), chunks)
+        return found
 
     def _grouped(self, load: tuple[float, ...], tokens: float) -> Kernel:
         model, par = self.plan.spec.model, self.plan.parallelism
@@ -362,19 +371,33 @@ class StepPrices:
 
     def _transfer(self, block: OpBlock) -> BlockPrices:
         """Collectives of a TP group, the scatter of the input, and hand-overs between stages."""
+        if self._inside_domains(block):
+            return self._near(block)
         found, links, ops, sizes = [], [], [], []
-        first: Price | None = None
-        near = self._inside_domains(block)
         for op in range(len(block)):
             loads = self._loads(block, op)
             used = np.flatnonzero(loads)
             links.append(used)
             ops.append(np.full(len(used), op))
             sizes.append(loads[used])
-            if first is None or block.rows is not None or not near:
-                first = self._collective(block, op, loads)
-            found.append(first)
+            found.append(self._collective(block, op, loads))
         return block_prices(found, np.concatenate(links), np.concatenate(ops), np.concatenate(sizes))
+
+    def _near(self, block: OpBlock) -> BlockPrices:
+        """Collectives of groups inside an NVLink domain: only the links of their own ranks carry something, and groups with as
+        many rows carry the same, at the same price."""
+        rows = np.zeros(len(block), dtype=np.int64) if block.rows is None else block.rows
+        _, first, kind = np.unique(rows, return_index=True, return_inverse=True)
+        up, down = self.topology.first["nvlink_up"], self.topology.first["nvlink_down"]
+        alike, on_links = [], []
+        for op in first.tolist():
+            loads, ranks = self._loads(block, op), block.ranks[op]
+            alike.append(self._collective(block, op, loads))
+            on_links.append(np.concatenate([loads[up + ranks], loads[down + ranks]]))
+        links = np.concatenate([up + block.ranks, down + block.ranks], axis=1)
+        sizes = np.stack(on_links)[kind]
+        op, place = np.nonzero(sizes)
+        return block_prices([alike[k] for k in kind.tolist()], links[op, place], op, sizes[op, place])
 
     def _inside_domains(self, block: OpBlock) -> bool:
         domain = self.plan.spec.cluster.domain_of_rank[block.ranks]

@@ -34,6 +34,7 @@ from planc.spec import Spec
 
 Array = np.ndarray
 Layers = tuple[int, ...]
+ANY = 1e-9  #: of a round of tokens, less than a single one
 ROUNDING = 1 - 1e-6  #: links count whole bytes, and sums round
 
 
@@ -354,6 +355,10 @@ class Bounds:
             prices = StepPrices(self.bare(shape), self.book, None)
             times = self._rounds(shape, whole or (lambda rounds: rounds))
             times = times / (moe.top_k * (shape.ep // (shape.tp if shape.leaders else 1)))
+            parts = self.bare(shape).placement.layers
+            if all((parts[n].copies == 1).all() for n in layers):
+                # every source sends to every expert that has a token: part of a round goes as far as a whole one
+                times = np.maximum(times, ANY)
 
             def seconds(role: str, layer: int) -> Array:
                 exchange, par = prices.exchanges.of(layer), prices.plan.parallelism
