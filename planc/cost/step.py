@@ -133,7 +133,7 @@ class StepPrices:
         """Prices of every block of the graph, in its order."""
         graph = self.plan.blocks.blocks
         first: dict[object, OpBlock] = {}
-        keys = [self._key(block) for block in graph]
+        keys = self._keys(graph)
         for key, block in zip(keys, graph, strict=True):
             first.setdefault(key, block)
         self._prepare(list(first.values()))
@@ -151,19 +151,32 @@ class StepPrices:
             if not block.collective and block.kind not in ("expert", "pp_send"):
                 yield from kernels(self._at, block)
 
+    def _keys(self, graph: Sequence[OpBlock]) -> list[object]:
+        """What decides the prices of every block's ops. Layers alike share what their blocks are made of."""
+        found: dict[tuple[object, ...], object] = {}
+        keys = []
+        for b in graph:
+            shared = b.kind, id(b.ranks), id(b.reads), id(b.writes), id(b.rows), b.slot, self._place(b)
+            if shared not in found:
+                found[shared] = self._key(b)
+            keys.append(found[shared])
+        return keys
+
+    def _place(self, block: OpBlock) -> object:
+        """What decides where a block's tokens go."""
+        if block.kind not in ("expert", "dispatch", "combine") or block.layer is None:
+            return 0
+        return block.layer if self.traffic is not None else self.exchanges.place(block.layer)
+
     def _key(self, block: OpBlock) -> object:
-        """What decides the prices of a block's ops."""
         reads = tuple((t.shape, t.dtype) for t in block.reads.values())
         writes = tuple((t.shape, t.dtype) for t in block.writes.values())
-        place: object = 0
-        if block.kind in ("expert", "dispatch", "combine") and block.layer is not None:
-            place = block.layer if self.traffic is not None else self.exchanges.place(block.layer)
         rows: object = b""
         if block.rows is not None:  # blocks alike share the array
             rows = self._rows.get(id(block.rows))
             if rows is None:
                 rows = self._rows[id(block.rows)] = content(block.rows)
-        return (block.kind, block.ranks.shape, int(block.ranks[0, 0]), reads, writes, place, block.slot, rows)
+        return (block.kind, block.ranks.shape, int(block.ranks[0, 0]), reads, writes, self._place(block), block.slot, rows)
 
     def _made(self, block: OpBlock) -> BlockPrices:
         if block.kind == "expert":

@@ -25,6 +25,18 @@ class _Port:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A layer that others are copies of: the block ``before`` it, its ``first`` block, its blocks' names without what says which
+    layer and micro-batch they are of, the edges into them, and what it writes."""
+
+    before: int
+    first: int
+    names: list[str]
+    edges: list[EdgeBlock]
+    out: _Port
+
+
 def build_graph(spec: Spec, par: Parallelism, placement: Placement) -> PlanGraph:
     """Blocks and edges of one decode or prefill step, micro-batch after micro-batch."""
     builder = _Builder(spec, par, placement)
@@ -50,6 +62,7 @@ class _Builder:
         self.each = self.groups = self.ep_groups = self.leaders = np.zeros((0, 1), dtype=np.int32)
         self._stages: dict[int, tuple[np.ndarray, ...]] = {}
         self._rows: dict[tuple[int, int, int], tuple[np.ndarray, ...]] = {}
+        self._layers: dict[tuple[object, ...], _Layer] = {}
 
     # --- plumbing -----------------------------------------------------------------------------------------------
 
@@ -153,7 +166,7 @@ class _Builder:
                 x = self._hand_over(x, stage)
             for layer in range(first, end):
                 self.layer = layer
-                x = self._moe(x) if layer in self.placement.layers else self._dense(x)
+                x = self._next_layer(x)
             self.layer = None
         return self._head(x) if self.model.vocab else x
 
@@ -197,6 +210,42 @@ class _Builder:
                 self.connect(end, total, "stream", tensor, "dp", f"group:{self.par.world_size}")
 
     # --- one layer ----------------------------------------------------------------------------------------------
+
+    def _next_layer(self, x: _Port) -> _Port:
+        """The current layer, as a copy of one alike where there is: most of a model's layers are."""
+        part, before = self.placement.layers.get(self.layer or 0), self.blocks[x.block].kind
+        key = id(self.each), id(part), before, x.name, self.layer == self.model.layers - 1
+        if key in self._layers:
+            return self._copied(self._layers[key], x)
+        blocks, edges = len(self.blocks), len(self.edges)
+        out = self._dense(x) if part is None else self._moe(x)
+        start = len(f"{self.prefix}L{self.layer}.")
+        names = [block.name[start:] for block in self.blocks[blocks:]]
+        self._layers[key] = _Layer(x.block, blocks, names, self.edges[edges:], out)
+        return out
+
+    def _copied(self, like: _Layer, x: _Port) -> _Port:
+        later, prefix = len(self.blocks) - like.first, f"{self.prefix}L{self.layer}."
+        for name, b in zip(like.names, self.blocks[like.first : like.first + len(like.names)], strict=True):
+            self.blocks.append(
+                OpBlock(
+                    prefix + name,
+                    b.kind,
+                    b.ranks,
+                    self.layer,
+                    self.mb,
+                    b.slot,
+                    b.split,
+                    b.reads,
+                    b.writes,
+                    b.rows,
+                    b.experts,
+                )
+            )
+        for e in like.edges:
+            source = x.block if e.source == like.before else e.source + later
+            self.edges.append(EdgeBlock(source, e.out, e.target + later, e.into, e.tensor, e.pattern, e.comm))
+        return _Port(like.out.block + later, like.out.name)
 
     def _attention(self, x: _Port, ranks: np.ndarray, scatter: bool) -> _Port:
         """Attention and its residual. ``ranks`` need the sum; ``scatter`` leaves each its shard of the tokens."""

@@ -110,6 +110,7 @@ class Explorer:
         self._fitting: dict[int, int] = {}
         self._least: dict[int, Array] = {}  #: shape -> seconds of its steps at least, by point
         self._steps: dict[int, dict[int, float]] = {}  #: shape -> point -> seconds of its step, as simulated
+        self._bound: dict[int, tuple[Array, Array]] = {}  #: shape -> (TPOT at least, TPS at most), until a step is simulated
         clusters = {gpus: with_cluster(spec, gpus) for gpus in dict.fromkeys(shape.gpus for shape in self.shapes)}
         self._roughly = [rough_limit(clusters[shape.gpus], shape) for shape in self.shapes]
         self.asked = "batch" in space
@@ -156,6 +157,11 @@ class Explorer:
     def bound(self, number: int) -> tuple[Array, Array]:
         """(TPOT at least, TPS at most) at every point. Steps of the shape that were simulated tell of the others: where no op
         takes less than a part ρ of its time there, the step takes no less than ρ of its own, but for `SLACK`."""
+        if number not in self._bound:
+            self._bound[number] = self._made_bound(number)
+        return self._bound[number]
+
+    def _made_bound(self, number: int) -> tuple[Array, Array]:
         shape = self.shapes[number]
         bounds, execution = self._bounds[shape.gpus], self.spec.execution
         at = np.searchsorted(bounds.grid, self.tokens(shape)) if self.asked else np.arange(len(self.points))
@@ -324,6 +330,7 @@ class Explorer:
 
     def _keep(self, number: int, point: int, outcome: Outcome) -> None:
         self.known[number, point] = outcome
+        self._bound.pop(number, None)
         if outcome.row is not None:
             self._steps.setdefault(number, {})[point] = outcome.row["step_s"]
 
