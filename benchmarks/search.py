@@ -50,7 +50,11 @@ def main() -> None:
         ["moe-61l-ep64-dp2", "--tpot", "50ms"],
         ["deepseek-v3-128gpu", "--tpot", "50ms"],
         ["deepseek-v3-128gpu", "--tpot", "50ms", "--front", "0", "--top", "1"],
+        ["moe-61l-ep64-dp2", "--over", "serving=together", "--front", "0", "--top", "1"],
+        ["mixtral-8x7b", "--over", "serving=together", "--front", "0", "--top", "1"],
+        ["moe-4l-64gpu"],
         ["deepseek-v3-128gpu", "--set", "cluster=h100-sxm-128x8", "--tpot", "50ms", "--front", "0", "--top", "1"],
+        ["deepseek-v3-128gpu", "--set", "cluster=h100-sxm-128x8", "--tpot", "50ms"],
     ):
         started = time.perf_counter()
         command = [sys.executable, "-m", "planc", "search", *words]

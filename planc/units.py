@@ -130,6 +130,12 @@ def format_count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def counted(number: int, what: str) -> str:
+    """``1 entry``, ``1,024 entries``."""
+    plural = what[:-1] + "ies" if what.endswith("y") else what + "s"
+    return f"{number:,} {what if number == 1 else plural}"
+
+
 def split_evenly(total: int, parts: int) -> list[int]:
     """``total`` items in ``parts`` shares that differ by at most one, larger shares first."""
     share, rest = divmod(total, parts)

@@ -223,8 +223,8 @@ def _search(part: argparse.ArgumentParser) -> None:
     part.add_argument(
         "--sensitivity", action="store_true", help="also say what would change the winner, and at which value"
     )
-    text = "simulations after which a search stops without proof (default: 2000)"
-    part.add_argument("--limit", type=_positive, default=2000, metavar="N", help=text)
+    text = "simulations after which a search stops without proof (default: 10000)"
+    part.add_argument("--limit", type=_positive, default=10_000, metavar="N", help=text)
     part.add_argument("--workers", type=_positive, metavar="N", help="processes that simulate (default: all cores)")
     part.add_argument(
         "--dask", metavar="ADDRESS", help="simulate on a Dask cluster instead (pip install 'planc[dask]')"

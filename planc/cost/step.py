@@ -176,7 +176,16 @@ class StepPrices:
             rows = self._rows.get(id(block.rows))
             if rows is None:
                 rows = self._rows[id(block.rows)] = content(block.rows)
-        return (block.kind, block.ranks.shape, int(block.ranks[0, 0]), reads, writes, self._place(block), block.slot, rows)
+        return (
+            block.kind,
+            block.ranks.shape,
+            int(block.ranks[0, 0]),
+            reads,
+            writes,
+            self._place(block),
+            block.slot,
+            rows,
+        )
 
     def _made(self, block: OpBlock) -> BlockPrices:
         if block.kind == "expert":

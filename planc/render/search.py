@@ -29,7 +29,7 @@ from planc.render.plot import (
     stroke,
 )
 from planc.render.text import fitted, wrapped, xml_escape
-from planc.units import format_bytes
+from planc.units import counted, format_bytes
 
 Record = Mapping[str, Any]  #: a search result of the schema planc.search/1
 Row = Mapping[str, Any]  #: one of its deployments
@@ -93,14 +93,14 @@ def _bounds(bounds: Row) -> str:
     said = f" with {' and '.join(kept)}" if kept else ""
     gpus = [f"{n:,}" for n in bounds.get("gpus") or ()]
     many = " or ".join([", ".join(gpus[:-1]), gpus[-1]] if len(gpus) > 1 else gpus)
-    return f"{said}{',' if kept else ''} on {many} GPUs" if gpus else said
+    return f"{said}{',' if kept else ''} on {many} GPU{'s' if gpus != ['1'] else ''}" if gpus else said
 
 
 def row_words(row: Row) -> str:
     """A deployment and what it gives, for captions and tooltips."""
     low, high = row["tpot_interval_s"]
     return (
-        f"{degrees(row)} on {row['gpus']:,} GPUs, batch {row['batch']:,} in {row['micro_batches']} micro-"
+        f"{degrees(row)} on {counted(row['gpus'], 'GPU')}, batch {row['batch']:,} in {row['micro_batches']} micro-"
         f"batch{'es' if row['micro_batches'] != 1 else ''}, gating {row['gating']}, {KINDS[rule_kind(row)]}: {row['tps_per_user']:,.4g} TPS "
         f"per user, {row['tps_per_gpu']:,.0f} per GPU, {row['tps']:,.0f} in all; TPOT {seconds_text(row['tpot_s'])} "
         f"({seconds_text(low)} to {seconds_text(high)}), floor {seconds_text(row['tpot_floor_s'])}; memory "

@@ -24,7 +24,7 @@ from planc.render.search import (
     search_gpus_svg,
 )
 from planc.spec import shipped_folder
-from planc.units import format_bytes
+from planc.units import counted, format_bytes
 
 #: what a reader can choose by: key of a row -> its name
 FILTERS = {
@@ -116,7 +116,7 @@ def _hover(row: Row, name: str, reason: str) -> str:
     cells = _cells(row)
     lines = [
         *wrap(name, 70),
-        f"{cells['gpus']} GPUs: {cells['degrees']}",
+        f"{counted(row['gpus'], 'GPU')}: {cells['degrees']}",
         cells["step"],
         cells["experts"],
         f"TPOT {cells['tpot']} ({cells['interval']}), floor {cells['floor']}",

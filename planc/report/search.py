@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from planc.report.estimate import table
-from planc.units import format_bytes, format_seconds
+from planc.units import counted, format_bytes, format_seconds
 
 Row = dict[str, Any]
 
@@ -43,7 +43,7 @@ def goal_text(record: Row) -> str:
     ]
     kept += [f"TPS ≥ {bounds['tps']:,.0f}"] if bounds["tps"] else []
     gpus = bounds["gpus"]
-    where = f"on {gpus[0]:,} GPUs" if len(gpus) == 1 else f"on {min(gpus):,} to {max(gpus):,} GPUs"
+    where = f"on {counted(gpus[0], 'GPU')}" if len(gpus) == 1 else f"on {min(gpus):,} to {max(gpus):,} GPUs"
     return f"{WORDS[record['objective']]}{' with ' + ' and '.join(kept) if kept else ''} {where}"
 
 
@@ -74,7 +74,7 @@ def search_text(record: Row, dollars: float | None = None) -> str:
     proof = "the best of the declared space" if record["optimal"] else _unproved(record)
     lines = [
         f"{record['name']}: {goal_text(record)}",
-        f"  {degrees_text(winner)}, batch {winner['batch']:,} on {winner['gpus']:,} GPUs: {proof}",
+        f"  {degrees_text(winner)}, batch {winner['batch']:,} on {counted(winner['gpus'], 'GPU')}: {proof}",
         f"  TPOT {format_seconds(winner['tpot_s'])} ({format_seconds(low)} to {format_seconds(high)}, floor {format_seconds(winner['tpot_floor_s'])}), "
         f"TPS {winner['tps']:,.0f} ({winner['tps_per_gpu']:,.0f} per GPU)",
         f"  memory of the fullest GPU {format_bytes(winner['memory_used_bytes'])} of {format_bytes(winner['memory_capacity_bytes'])}",

@@ -24,6 +24,7 @@ import numpy as np
 
 from planc.diagnostics import Diagnostic, PlancError, Span, closest
 from planc.spec.text import decode, parse_json
+from planc.units import counted
 
 MAX_FILE_BYTES = 2_000_000_000
 MAX_JSON_BYTES = 512_000_000  # one JSON value becomes many Python objects
@@ -332,11 +333,6 @@ def _torch_file(file: str) -> Diagnostic:
     saved = f'np.savez("{stem}.npz", logical_count=torch.load("{name}")["logical_count"].numpy())'
     message = f"{plain(file)} is a PyTorch file: it holds pickles, and planc never opens pickles"
     return fault("PLN021", file, message, f"save its arrays with numpy: {saved}")
-
-
-def counted(number: int, what: str) -> str:
-    plural = what[:-1] + "ies" if what.endswith("y") else what + "s"
-    return f"{number:,} {what if number == 1 else plural}"
 
 
 def _name(key: str) -> str:

@@ -19,7 +19,6 @@ from planc.routing.opened import (
     MAX_FILE_BYTES,
     MOST_FAULTS,
     Opened,
-    counted,
     fault,
     open_arrays,
     plain,
@@ -28,6 +27,7 @@ from planc.routing.opened import (
 from planc.routing.tokens import TokenTraffic
 from planc.routing.traffic import Traffic, loads_of_tokens
 from planc.spec.text import read_bytes
+from planc.units import counted
 
 MAX_EXPERTS = 65_536  # as many as a model may have
 MAX_SOURCES = 1_000_000

@@ -7,18 +7,21 @@ prefill steps of one prompt on every TP group at once, without waiting in a queu
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 from planc.cost import Floors, step_floors
 from planc.cost.book import PriceBook
 from planc.cost.step import Step
-from planc.placement import largest_that_fits, memory_table, step_tokens
+from planc.placement import Parallelism, Placement, largest_that_fits, memory_table, step_tokens
 from planc.routing import Traffic
 from planc.schedule.simulate import Slow
 from planc.schedule.timeline import Timeline, timeline
 from planc.schedule.workload import at_workload, changed
+from planc.spec import Spec
 from planc.verify import Draft, VerifiedPlan
 
 #: prompt tokens of a TP group in a prefill step, where the spec does not say: one prompt, at most so many at a time
@@ -87,7 +90,7 @@ class Estimate:
         own = self._own_time(step)
         if execution.serving == "apart" or self.prefill is None or self.ttft is None or work.osl == 0:
             return own
-        return token_time(own, self.prompt_share, self.ttft, work.batch - 1, work.osl)
+        return float(token_time(own, self.prompt_share, self.ttft, work.batch - 1, work.osl))
 
     @cached_property
     def tpot(self) -> float | None:
@@ -145,8 +148,9 @@ class Estimate:
         return largest_that_fits(self.plan.spec, self.plan.parallelism, self.plan.placement, "batch")
 
 
-def token_time(step: float, prompt: float, first: float, others: float, osl: float) -> float:
-    """Seconds per output token where prompts of ``others`` take turns with decode steps of ``step`` seconds a token.
+def token_time(step: Any, prompt: float, first: float, others: Any, osl: float) -> Any:
+    """Seconds per output token where prompts of ``others`` take turns with decode steps of ``step`` seconds a token; numbers, or
+    arrays elementwise.
 
     All of them are at work all the time, each for ``first`` seconds until its first token and then for W seconds on its
     ``osl`` tokens; so in W seconds each brings W ÷ (W + first) prompts, which take ``prompt`` seconds apiece:
@@ -154,7 +158,7 @@ def token_time(step: float, prompt: float, first: float, others: float, osl: flo
     """
     decode = osl * step
     more = decode + others * prompt - first
-    return (more + math.sqrt(more * more + 4.0 * first * decode)) / 2.0 / osl
+    return (more + np.sqrt(more * more + 4.0 * first * decode)) / 2.0 / osl
 
 
 def estimate(
@@ -179,7 +183,7 @@ def estimate(
     missing: dict[str, str] = {}
     other: Timeline | None = None
     if plan.spec.workload.phase == "decode":
-        chunk = prefill_chunk(plan)
+        chunk = prefill_chunk(plan.spec, plan.parallelism, plan.placement)
         if chunk:
             other = line(prefill_step(plan, chunk))
         else:
@@ -195,14 +199,19 @@ def estimate(
     return Estimate(plan, other, own, missing, step_floors(plan))
 
 
-def prefill_chunk(plan: Step) -> int:
-    """Prompt tokens of a TP group in a prefill step: the spec's chunk, or the largest of `CHUNKS` (and the whole prompt)
-    that fits memory beside the KV cache of the batch; 0 where none fits."""
-    work = plan.spec.workload
-    whole = [c for c in (work.isl, *CHUNKS) if c <= min(work.isl, CHUNKS[0])]
-    for chunk in [work.prefill_chunk] if work.prefill_chunk else whole:
-        spec = changed(plan.spec, phase="prefill", prefill_chunk=chunk, micro_batches=1)
-        if memory_table(spec, plan.parallelism, plan.placement).fits:
+def prefill_chunks(spec: Spec) -> list[int]:
+    """Prompt tokens that a TP group's prefill step may have, most first: the spec's chunk, or the whole prompt and `CHUNKS`."""
+    work = spec.workload
+    if work.prefill_chunk:
+        return [work.prefill_chunk]
+    return [c for c in (work.isl, *CHUNKS) if c <= min(work.isl, CHUNKS[0])]
+
+
+def prefill_chunk(spec: Spec, par: Parallelism, placement: Placement) -> int:
+    """The first of `prefill_chunks` that fits memory beside the KV cache of the batch; 0 where none fits."""
+    for chunk in prefill_chunks(spec):
+        step = changed(spec, phase="prefill", prefill_chunk=chunk, micro_batches=1)
+        if memory_table(step, par, placement).fits:
             return chunk
     return 0
 

@@ -87,7 +87,7 @@ class Sweep:
         work, sequences = draft.spec.workload, step_tokens(draft.spec, draft.parallelism).sequences
         room = work.isl, work.osl, sequences
         if room not in self._chunk:
-            self._chunk[room] = prefill_chunk(draft)
+            self._chunk[room] = prefill_chunk(draft.spec, draft.parallelism, draft.placement)
         chunk = self._chunk[room]
         if not chunk:
             return None

@@ -37,7 +37,7 @@ class Question:
     asked: Axes = field(default_factory=dict)
     top: int = 10
     front: int = 8
-    most: int = 2000
+    most: int = 10_000
     sensitivity: bool = False
     pools: bool = False
 

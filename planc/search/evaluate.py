@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from planc.cost.book import PriceBook
 from planc.cost.step import CLASS_NAMES
@@ -20,6 +21,8 @@ from planc.spec.deployment import TrafficSpec
 from planc.verify import Draft
 
 Row = dict[str, Any]
+_Made = TypeVar("_Made")
+KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Evaluator:
     def __init__(self, spec: Spec, book: PriceBook | None = None) -> None:
         self.spec, self.book = spec, book or PriceBook()
         self._wiring: dict[object, Wiring] = {}
+        self._prefills: dict[object, Timeline] = {}
 
     def placed(self, shape: Shape, batch: int, *, prefill_chunk: int = 0) -> Placed | str:
         """Who holds what, or the reason why it cannot be."""
@@ -61,8 +65,8 @@ class Evaluator:
             return Outcome(None, draft)
         line, prefill = self._line(draft, shape), None
         if ttft or whole or shape.serving == "together":
-            chunk = prefill_chunk(draft)
-            prefill = self._line(prefill_step(draft, chunk), shape) if chunk else None
+            chunk = prefill_chunk(draft.spec, draft.parallelism, draft.placement)
+            prefill = self._beside(draft, shape, chunk) if chunk else None
         found = Estimate(draft, line, prefill, {})
         if not found.serves:
             return Outcome(None, "no prefill step fits memory beside the KV cache")
@@ -94,13 +98,27 @@ class Evaluator:
         numbers = {"prompts_per_s": prompts, "ttft_s": steps * line.step + handed}
         return Outcome({"gpus": shape.gpus, "step_s": line.period, "hand_over_s": handed, **numbers})
 
+    def _beside(self, draft: Draft, shape: Shape, chunk: int) -> Timeline:
+        """The prefill step beside decode steps: the same one whatever their batch and micro-batches."""
+        one = replace(shape, micro_batches=1)
+        key = one, draft.parallelism.stages, chunk
+        return _once(self._prefills, key, lambda: self._line(prefill_step(draft, chunk), one))
+
     def _line(self, draft: Draft, shape: Shape) -> Timeline:
         """The simulated step; graphs of one structure share their wiring."""
         work = draft.spec.workload
         key = shape, draft.parallelism.stages, work.phase, work.micro_batches
-        if key not in self._wiring:
-            self._wiring[key] = Wiring(expand(draft.blocks))
-        return timeline(draft, book=self.book, wiring=self._wiring[key])
+        wiring = _once(self._wiring, key, lambda: Wiring(expand(draft.blocks)))
+        return timeline(draft, book=self.book, wiring=wiring)
+
+
+def _once(kept: dict[object, _Made], key: object, make: Callable[[], _Made]) -> _Made:
+    """What is kept under a key, or made now; of the last `KEPT`, so that a long search does not fill memory."""
+    if key not in kept:
+        if len(kept) >= KEPT:
+            del kept[next(iter(kept))]
+        kept[key] = make()
+    return kept[key]
 
 
 def hand_over(spec: Spec, par: Parallelism) -> float:

@@ -19,7 +19,7 @@ from planc.cost.book import PriceBook
 from planc.placement import memory_table, place_experts
 from planc.placement.legality import least_excess
 from planc.placement.stages import make_parallelism
-from planc.schedule.estimate import CHUNKS
+from planc.schedule.estimate import prefill_chunk, prefill_chunks, token_time
 from planc.search.bound import Bounds
 from planc.search.evaluate import Outcome, Row
 from planc.search.space import Axes, Shape, reason_of, shapes, slots_of, spec_of, with_cluster
@@ -31,6 +31,7 @@ WAVE = 4
 FINE = 128
 #: by how much the order of ops may make a step quicker than a smaller or larger one of the same shape foretells
 SLACK = 0.02
+LONGER = 2  #: a prefill step alone takes at most as many times what one of a row takes, per pipeline stage
 BATCH = 10**8  #: the largest that a spec may have
 MEMORY = reason_of("PLN201")
 PADDING = "the same step as a larger batch (padding)"
@@ -110,7 +111,9 @@ class Explorer:
         self._fitting: dict[int, int] = {}
         self._least: dict[int, Array] = {}  #: shape -> seconds of its steps at least, by point
         self._steps: dict[int, dict[int, float]] = {}  #: shape -> point -> seconds of its step, as simulated
-        self._bound: dict[int, tuple[Array, Array]] = {}  #: shape -> (TPOT at least, TPS at most), until a step is simulated
+        self._bound: dict[
+            int, tuple[Array, Array]
+        ] = {}  #: shape -> (TPOT at least, TPS at most), until a step is simulated
         clusters = {gpus: with_cluster(spec, gpus) for gpus in dict.fromkeys(shape.gpus for shape in self.shapes)}
         self._roughly = [rough_limit(clusters[shape.gpus], shape) for shape in self.shapes]
         self.asked = "batch" in space
@@ -172,17 +175,35 @@ class Explorer:
             step = np.maximum(step, bounds.scale(shape, int(at[point]))[at] * (seconds * (1 - SLACK)))
             step[point] = seconds
         tpot = (step + execution.step_overhead) / execution.tokens_per_step
+        if shape.serving == "together" and self.spec.workload.osl:
+            tpot = self._beside_prefill(number, tpot)
         return tpot, self.batches(shape) / tpot
+
+    def _beside_prefill(self, number: int, tpot: Array) -> Array:
+        """TPOT at least, where the prompts of others take turns, at the best chunk. It grows with what a prompt takes and
+        shrinks with TTFT, of which there is at most `LONGER` times what steps that follow each other take."""
+        shape, work = self.shapes[number], self.spec.workload
+        others = self.batches(shape) - 1
+        found = []
+        for chunk, step in zip(*self._prefill_steps(number), strict=True):
+            tokens = chunk if shape.leaders else -(-chunk // shape.tp) * shape.tp
+            prompt, first = step * work.isl / (tokens * shape.groups), step * -(work.isl // -chunk) * LONGER * shape.pp
+            found.append(token_time(tpot, prompt, first, others, work.osl))
+        return np.asarray(np.minimum.reduce(found))
+
+    def _prefill_steps(self, number: int) -> tuple[Array, Array]:
+        """(prompt tokens of a TP group in a prefill step, seconds of such a step at least), float [chunks] each."""
+        shape = replace(self.shapes[number], micro_batches=1)
+        if shape.gpus not in self._prefill:
+            whole, chunks = with_cluster(self.spec, shape.gpus), np.array(prefill_chunks(self.spec))
+            self._prefill[shape.gpus] = Bounds(whole, self.book, chunks, prefill=True)
+        bounds = self._prefill[shape.gpus]
+        return bounds.grid, bounds.step(shape)
 
     def ttft(self, number: int) -> float:
         """TTFT at least, whatever the batch: prefill steps of a prompt, each at its bound, at the best chunk."""
-        shape, isl = replace(self.shapes[number], micro_batches=1), self.spec.workload.isl
-        asked = self.spec.workload.prefill_chunk
-        chunks = np.array([asked] if asked else [c for c in (isl, *CHUNKS) if c <= min(isl, CHUNKS[0])])
-        if shape.gpus not in self._prefill:
-            whole = with_cluster(self.spec, shape.gpus)
-            self._prefill[shape.gpus] = Bounds(whole, self.book, chunks, prefill=True)
-        return float((-(isl // -chunks) * self._prefill[shape.gpus].step(shape)).min())
+        chunks, steps = self._prefill_steps(number)
+        return float((-(self.spec.workload.isl // -chunks) * steps).min())
 
     def one_expert(self, shape: Shape) -> bool:
         """Whether a GPU of the shape has at most one expert of any layer."""
@@ -201,7 +222,9 @@ class Explorer:
         def fits(point: int) -> bool:
             spec = spec_of(self.spec, shape, int(batches[point]))
             par = make_parallelism(spec, degrees)
-            return memory_table(spec, par, place_experts(spec, par)).fits
+            placement = place_experts(spec, par)
+            prefills = shape.serving == "apart" or prefill_chunk(spec, par, placement) > 0
+            return prefills and memory_table(spec, par, placement).fits
 
         low, high = -1, int((self.tokens(shape) <= roughly).sum())
         step = 1
@@ -218,7 +241,7 @@ class Explorer:
         goal: Goal,
         *,
         top: int = 1,
-        most: int = 2000,
+        most: int = 10_000,
         within: float = 0.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> Found:

@@ -21,6 +21,7 @@ from planc.spec.model import Dtypes, Model
 
 Axes = Mapping[str, tuple[Any, ...]]
 
+NO_EXPERTS = "expert TP: the model has no experts"
 SLOTS_REASON = "experts of a layer per GPU: not of the space (slots_per_gpu)"
 
 
@@ -125,6 +126,9 @@ def shapes(spec: Spec, space: Axes) -> tuple[list[Shape], Counter[str]]:
             if dp * pp * ep != gpus:
                 continue  # of another size: no combination of this one
             for tp, expert_tp in product(space["tp"], space["expert_tp"]):
+                if spec.model.moe is None and expert_tp > 1:
+                    refused[NO_EXPERTS] += 1
+                    continue
                 base = Shape(dp, pp, ep, tp, expert_tp)
                 if ep % expert_tp == 0 and slots_of(spec, base) not in space["slots_per_gpu"]:
                     refused[SLOTS_REASON] += 1

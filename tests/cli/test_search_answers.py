@@ -253,7 +253,7 @@ BAD: dict[str, list[tuple[object, ...]]] = {
         ("--one-expert-per-gpu", "--over", "scope=none"),
         ("--one-expert-per-gpu", "--set", "model.moe=null", "--set", "model.dense_mlp.intermediate=64"),
     ],
-    "PLN436": [("--over", "tp=3"), ("--over", "slots_per_gpu=9"), ("--over", "ep=1000000"), ("--over", "gating=leader", "--over", "tp_comm=reduce_scatter", "--over", "tp=2")],
+    "PLN436": [("--over", "tp=3"), ("--over", "slots_per_gpu=9"), ("--over", "ep=1000000"), ("--over", "gating=leader", "--over", "tp_comm=reduce_scatter", "--over", "tp=2"), ("--set", "model.moe=null", "--set", "model.dense_mlp.intermediate=64", "--over", "expert_tp=2")],
     "PLN001": [("--fit", "none.yaml"), ("--resume", "none.json"), ("--resume", "")],
     "PLN017": [("-o", "none/x.json"), ("-o", ""), ("--plot", "none/x.svg")],
 }  # fmt: skip
@@ -273,6 +273,12 @@ def test_bad_questions_have_their_code(code: str, run: Run, spec: Path, tmp_path
             kept.write_text("mine")  # what was found is written before it is drawn
         assert answer.status == 1 and [fault["code"] for fault in found] == [code], (options, answer)
         assert kept.read_text() == "mine", options
+
+
+def test_one_gpu_is_one(run: Run, spec: Path) -> None:
+    spec.write_text(SPEC.replace("300 kB", "1 MB"))
+    answer = run("search", spec, "--workers", 1, "--front", 0, "--top", 1, "--gpus", 1)
+    assert "on 1 GPU\n" in answer.out and "on 1 GPU:" in answer.out and "1 GPUs" not in answer.out
 
 
 def test_missing_specs(run: Run) -> None:
