@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
@@ -46,6 +45,7 @@ class Feed:
     index: np.ndarray
     targets: np.ndarray | None  #: None: all ops, in order
     cuts: np.ndarray | None
+    same: bool  #: every op reads from the op of its own number
 
     def sources(self, op: int) -> np.ndarray:
         """The source ops that an op of the block reads."""
@@ -61,7 +61,7 @@ class Feed:
 
     def latest(self, ready: np.ndarray, end: np.ndarray) -> np.ndarray:
         """``ready`` of the block's ops, or later where one of their sources ends later; float [ops]."""
-        came: np.ndarray = end[self.index]
+        came: np.ndarray = end if self.same else end[self.index]
         if self.cuts is not None:
             came = np.maximum.reduceat(came, self.cuts)
         if self.targets is None:
@@ -77,13 +77,16 @@ class Wiring:
     def __init__(self, expanded: Expanded) -> None:
         graph = expanded.graph
         self.feeds: list[list[Feed]] = [[] for _ in graph.blocks]
-        kept: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = {}
+        kept: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray | None, np.ndarray | None, bool]] = {}
         ranks = [content(block.ranks) for block in graph.blocks]
         for number, edge in enumerate(graph.edges):
             pairs = b"" if edge.pairs is None else content(edge.pairs)
             key = ranks[edge.source], ranks[edge.target], edge.pattern, pairs
             if key not in kept:
-                kept[key] = _by_target(*expanded.pairs(number), len(graph.blocks[edge.target]))
+                ops = len(graph.blocks[edge.target])
+                wired = _by_target(*expanded.pairs(number), ops)
+                whole = wired[1] is wired[2] is None and len(graph.blocks[edge.source]) == ops
+                kept[key] = *wired, whole and bool((wired[0] == np.arange(ops)).all())
             self.feeds[edge.target].append(Feed(edge.source, *kept[key]))
 
 
@@ -108,12 +111,14 @@ class Run:
     communication: np.ndarray
     links: np.ndarray
     lanes: list[np.ndarray | int]  #: stream of each op's ranks, int [ops, group]; 0 for all where there is one
+    latest: np.ndarray  #: the last end of every block, float [blocks]
+    done: dict[int, float]  #: micro-batch -> the last end of its ops but those of `ENDS`
     simulated: int  #: blocks that were simulated; the rest is filled in
 
-    @cached_property
+    @property
     def makespan(self) -> float:
         """The last end."""
-        return max(float(end.max()) for end in self.end if len(end))
+        return float(self.latest.max())
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,9 +189,7 @@ class _Simulation:
         if after is not None:
             self.compute, self.communication = after.compute.copy(), after.communication.copy()
             self.links = after.links.copy()
-            for block, end in zip(self.blocks, after.end, strict=True):
-                if block.kind not in ENDS:
-                    self.done[block.micro_batch] = max(self.done.get(block.micro_batch, 0.0), float(end.max()))
+            self.done = after.done
         self.start: list[np.ndarray] = [np.zeros(0)] * len(self.blocks)
         self.end: list[np.ndarray] = [np.zeros(0)] * len(self.blocks)
         self.lanes: list[np.ndarray | int] = [0] * len(self.blocks)
@@ -222,7 +225,15 @@ class _Simulation:
         return self._result(simulated)
 
     def _result(self, simulated: int) -> Run:
-        return Run(self.start, self.end, self.compute, self.communication, self.links, self.lanes, simulated)
+        sizes = np.array([len(end) for end in self.end])
+        latest, full = np.zeros(len(sizes)), sizes > 0
+        latest[full] = np.maximum.reduceat(np.concatenate(self.end), (np.cumsum(sizes) - sizes)[full])
+        done: dict[int, float] = {}
+        for block, end in zip(self.blocks, latest.tolist(), strict=True):
+            if block.kind not in ENDS:
+                done[block.micro_batch] = max(done.get(block.micro_batch, 0.0), end)
+        state = self.compute, self.communication, self.links
+        return Run(self.start, self.end, *state, self.lanes, latest, done, simulated)
 
     # --- one block ----------------------------------------------------------------------------------------------
 
@@ -240,8 +251,11 @@ class _Simulation:
             return
         pool = self.communication if far else self.compute
         ranks = block.ranks
-        if pool.shape[1] == 1:
-            lane: np.ndarray | int = 0
+        lane: np.ndarray | int = 0
+        alone = pool.shape[1] == ranks.shape[1] == 1  # by far the most common: one stream, ops on a rank each
+        if alone:
+            free = pool[ranks[:, 0], 0]
+        elif pool.shape[1] == 1:
             free = pool[ranks, 0].max(axis=1)
         else:
             lane = pool[ranks].argmin(axis=2)
@@ -252,7 +266,10 @@ class _Simulation:
             end = np.maximum(end, last + seconds / self.chunks)
         if len(price.links):
             end = self._over_links(price, start, end)
-        pool[ranks, lane] = end[:, None]
+        if alone:
+            pool[ranks[:, 0], 0] = end
+        else:
+            pool[ranks, lane] = end[:, None]
         self.start[number], self.end[number], self.lanes[number] = start, end, lane
 
     def _ready(self, number: int, micro_batch: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -325,6 +342,16 @@ class _Simulation:
         for a, b in zip(model, segment, strict=True):
             self.start[b], self.end[b] = self.start[a] + later, self.end[a] + later
             self.lanes[b] = self.lanes[a]
+
+
+def settled(before: Run, now: Run) -> bool:
+    """Whether all that a next step depends on is as much later after ``now`` as after the step ``before`` it, or was used by
+    neither: then every further step takes as long."""
+    step = now.makespan - before.makespan
+    pairs = [(now.compute, before.compute), (now.communication, before.communication), (now.links, before.links)]
+    pairs.append((np.array(list(now.done.values())), np.array(list(before.done.values()))))
+    most = 1e-12 * now.makespan
+    return all(bool(((np.abs(a - b - step) <= most) | (a == b)).all()) for a, b in pairs)
 
 
 def in_chunks(block: OpBlock, source: OpBlock, chunks: int) -> bool:

@@ -14,7 +14,7 @@ from planc.cost.step import CLASSES, Step, StepPrices, class_of
 from planc.graph import OpBlock, expand
 from planc.routing import Traffic
 from planc.schedule.order import on_communication_stream, program_orders, takes_time
-from planc.schedule.simulate import ENDS, Run, Slow, Wiring, cut_layers, in_chunks, simulate
+from planc.schedule.simulate import ENDS, Run, Slow, Wiring, cut_layers, in_chunks, settled, simulate
 
 SPLIT = ("computation", "communication", "synchronisation", "overhead")
 _ALIKE = 1e-9  #: times that differ by less than this share of the step are one
@@ -362,6 +362,8 @@ def timeline(
         for _ in range(2 if alone else 4):  # a pipeline needs some steps to fill
             after = steps[-1] if steps else None
             steps.append(simulate(plan, prices, chosen, wiring, after=after, slow=slow, whole=whole, layers=layers))
+            if after is not None and settled(after, steps[-1]):
+                break
         lines.append(Timeline(plan, prices, wiring, tuple(chosen), steps[0], (steps[-2], steps[-1])))
     return min(lines, key=lambda line: line.period)
 
