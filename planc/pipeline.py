@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planc.diagnostics import Diagnostic, PlancError, Span
+from planc.files import write_whole
 from planc.graph import build_graph
 from planc.placement import POLICY_NAMES, Placed, resolve
 from planc.placement.legality import given_degree_faults
@@ -136,7 +134,7 @@ def write(plan: VerifiedPlan, folder: str | os.PathLike[str], figures: Iterable[
     Figures of an earlier build that this one does not draw are removed. Raises PlancError PLN017.
     """
     files = ((name, text.encode()) for name, text in outputs(plan, figures))
-    return _write_whole(folder, files, [f"{f}.{ext}" for f in FIGURES for ext in ("svg", "dot")] + [*TRAFFIC_FIGURES])
+    return write_whole(folder, files, [f"{f}.{ext}" for f in FIGURES for ext in ("svg", "dot")] + [*TRAFFIC_FIGURES])
 
 
 TRACE_OF_MANY = "step.json.gz"  #: the Chrome trace; that of one rank is rank-N.json.gz
@@ -160,84 +158,13 @@ def write_traces(
         files = [(TRACE_OF_MANY, packed(chrome(timeline, chosen)))]
     else:
         files = ((f"rank-{rank}.json.gz", packed(kineto(timeline, rank))) for rank in chosen)
-    return _write_whole(folder, files, _traces_in(Path(folder)))
+    return write_whole(folder, files, _traces_in(Path(folder)))
 
 
 def _traces_in(folder: Path) -> Iterator[str]:
     """Names of the traces that an earlier run left in the folder."""
     yield from (path.name for path in folder.glob("rank-*.json.gz") if re.fullmatch(r"rank-\d+\.json\.gz", path.name))
     yield TRACE_OF_MANY
-
-
-def _write_whole(
-    folder: str | os.PathLike[str], files: Iterable[tuple[str, bytes]], before: Iterable[str]
-) -> list[Path]:
-    """Write ``files`` (name, content) into ``folder``; those of ``before`` that are not among them are removed.
-
-    All files are written to a temporary folder first and moved when they are whole, so an interrupted or failed run
-    leaves earlier output as it was.
-    """
-    target = Path(folder)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".planc-{os.getpid()}-", dir=target) as staging:
-            names = []
-            for name, content in files:
-                (Path(staging) / name).write_bytes(content)
-                names.append(name)
-            _exchange(Path(staging), target, names, [name for name in before if name not in set(names)])
-        _sweep(target)
-    except OSError as error:
-        message = f"cannot write to {target}: {error.strerror or error}"
-        hint = "choose another folder with -o, or free some space; earlier output is as it was"
-        raise PlancError([Diagnostic("PLN017", message, hint=hint)]) from None
-    return [target / name for name in names]
-
-
-def _sweep(target: Path) -> None:
-    """Remove what builds that were killed left in the folder; those of builds still running are not touched."""
-    for left_over in target.glob(".planc-*-*"):
-        owner = left_over.name.split("-")[1]
-        try:
-            os.kill(int(owner), 0)
-        except (ValueError, ProcessLookupError):
-            shutil.rmtree(left_over, ignore_errors=True)
-        except OSError:
-            continue
-
-
-def _exchange(staging: Path, target: Path, names: list[str], stale: list[str]) -> None:
-    """Move the new files in and the stale ones out; whatever stops it half way, the old files are put back."""
-    old = staging / "old"
-    old.mkdir()
-    aside: list[str] = []
-    placed: list[str] = []
-    try:
-        for name in (*names, *stale):
-            if (target / name).is_dir():
-                raise IsADirectoryError(errno.EISDIR, f"{name} is a folder")
-            if os.path.lexists(target / name):
-                _keep(target / name, old / name)
-                aside.append(name)
-        for name in names:
-            placed.append(name)
-            os.replace(staging / name, target / name)
-        for name in stale:
-            (target / name).unlink(missing_ok=True)
-    except BaseException:
-        for name in set(placed) - set(aside):
-            (target / name).unlink(missing_ok=True)
-        for name in aside:
-            os.replace(old / name, target / name)
-        raise
-
-
-def _keep(path: Path, copy: Path) -> None:
-    """A second name for the file, or a copy where the file system has no hard links."""
-    try:
-        os.link(path, copy, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(path, copy)
 
 
 def verify_folder(folder: str | os.PathLike[str]) -> tuple[VerifiedPlan, list[str]]:

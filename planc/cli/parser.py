@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from planc import __version__
-from planc.cli import commands, compare, costs, estimate, gate, place, prove, search, trace
+from planc.cli import commands, compare, costs, estimate, export, gate, place, prove, search, trace
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -60,6 +60,8 @@ def make_parser() -> argparse.ArgumentParser:
     part.add_argument("ops", metavar="FILE", help="CSV: kind, dtype and the columns that the kinds need")
     text = "simulate the step and write it as profiler traces, for Perfetto and HolisticTraceAnalysis"
     _trace(command("trace", trace.trace, text, "planc trace out/PLAN -o traces --ranks 0-7"))
+    text = "write a plan as files that engines, orchestrators and simulators read"
+    _export(command("export", export.export, text, "planc export out/PLAN --to sglang,chakra -o deploy"))
     text = "turn a Hugging Face config.json into a model file"
     part = command("import-hf", commands.import_hf, text, "planc import-hf config.json -o model.yaml")
     part.add_argument("path", help="a local config.json")
@@ -79,6 +81,22 @@ def _spec(part: argparse.ArgumentParser) -> None:
     part.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. workload.batch=512"
     )
+
+
+def _export(part: argparse.ArgumentParser) -> None:
+    part.add_argument("plan", nargs="?", help="folder of a written plan, its plan.json, or a spec")
+    part.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the spec")
+    text = "targets, separated by commas, or `all` that can express the plan"
+    part.add_argument("--to", action="append", default=[], metavar="NAMES", help=text)
+    part.add_argument("-o", "--output", metavar="FOLDER", help="where to write; a folder for each target")
+    part.add_argument(
+        "--model", default="", metavar="PATH", help="the checkpoint to serve: a folder, or a name on a hub"
+    )
+    part.add_argument("--image", default="", metavar="IMAGE", help="the container that serves it")
+    text = "an option of a target; may be repeated"
+    part.add_argument("--option", action="append", default=[], metavar="TARGET.KEY=VALUE", help=text)
+    part.add_argument("--list", action="store_true", help="list the targets, and what each can and cannot express")
+    part.add_argument("--json", action="store_true", help="print what was written as JSON")
 
 
 def _build(part: argparse.ArgumentParser) -> None:

@@ -215,6 +215,31 @@ CODES: dict[str, Code] = {
     "PLN438": Code("not the result of a search", "The file that `planc search -o` writes, schema `planc.search/1`."),
     # 5xx: output in other formats
     "PLN501": Code("needs the dot program", "PNG and PDF are drawn by Graphviz's `dot`; SVG and DOT never need it."),
+    "PLN502": Code("no such export", "`planc export --list` tells the targets and what each of them can express."),
+    "PLN503": Code(
+        "target cannot express this plan",
+        "An export that meant another plan would be worse than none. The hint is the smallest change of the spec after which "
+        "the target can say what the plan says.",
+    ),
+    "PLN504": Code(
+        "checkpoint does not fit the plan",
+        "The tensors of a checkpoint's experts and routers are those of the plan's model: no more, no fewer, and of its shapes.",
+    ),
+    "PLN505": Code(
+        "checkpoint is damaged", "A safetensors file is a length, a JSON header, and as many bytes as it says."
+    ),
+    "PLN506": Code(
+        "too little disk space",
+        "What is about to be written is known beforehand, and does not fit the disk; nothing was written.",
+    ),
+    "PLN507": Code(
+        "not a permutation of this plan's experts", "The file that `planc export --to vllm` writes: permutation.json."
+    ),
+    "PLN508": Code(
+        "not a Chakra trace that can be replayed",
+        "Nodes have ids of their own and depend on nodes of their rank without a circle, and every member of a group makes the "
+        "same collectives in the same order.",
+    ),
     # 9xx: our own fault
     "PLN900": Code("internal fault", "A fault in planc itself. Please report it with the spec that caused it."),
 }

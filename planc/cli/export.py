@@ -1,0 +1,48 @@
+"""`planc export`: the plan as files that engines, orchestrators and simulators read."""
+
+from __future__ import annotations
+
+import argparse
+
+from planc.cli.commands import load_any
+from planc.cli.output import print_json, report, say
+from planc.diagnostics import Diagnostic, PlancError, Span
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write the targets asked for, list those there are, or apply a permutation to a checkpoint."""
+    from planc.export import ALL, TARGETS, refusals, target, write
+
+    if options.list:
+        for name in TARGETS:
+            one = target(name)
+            print(f"{name}: {one.title}{' ' + one.version if one.version else ''}")
+            print(f"  can: {one.says}\n  cannot: {one.lacks}")
+        return 0
+    if options.plan is None or not options.to or options.output is None:
+        missing = "a plan" if options.plan is None else "--to" if not options.to else "-o"
+        hint = "planc export PLAN --to sglang,chakra -o FOLDER; planc export --list tells what there is"
+        raise PlancError([Diagnostic("PLN502", f"{missing} is missing", missing, Span("--to", 1, 1), hint)])
+    names = [name for part in options.to for name in part.split(",")]
+    plan = load_any(options.plan, options.set)
+    asked = dict(part.partition("=")[::2] for part in options.option)
+    written = write(plan, names, options.output, model=options.model, image=options.image, options=asked)
+    left_out = {name: faults for name, faults in refusals(plan).items() if faults} if ALL in names else {}
+    done = [name for name in TARGETS if name not in left_out and (ALL in names or name in names)]
+    notes = {name: list(target(name).notes(plan)) for name in done}
+    if options.json:
+        print_json(
+            {
+                "name": plan.spec.name,
+                "files": [str(path) for path in written],
+                "notes": notes,
+                "refused": {name: [fault.message for fault in faults] for name, faults in left_out.items()},
+            }
+        )
+    say(f"{plan.spec.name}: wrote {len(written)} files for {', '.join(done) or 'no target'} to {options.output}")
+    for name in done:
+        for note in notes[name]:
+            say(f"  {name}: {note}")
+    if not options.json:
+        report([fault for faults in left_out.values() for fault in faults], options)
+    return 0
