@@ -51,7 +51,7 @@ def flat_network(plan: VerifiedPlan) -> tuple[float, float]:
 
 
 def _system(plan: VerifiedPlan) -> dict[str, object]:
-    direct = dict.fromkeys(("all-reduce", "all-gather", "reduce-scatter", "all-to-all"), ["direct"])
+    direct = {key: ["direct"] for key in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")}
     memory = min(float(group.gpu.memory_bandwidth) for group in plan.spec.cluster.groups)
     return {
         "scheduling-policy": "LIFO",

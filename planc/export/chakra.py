@@ -161,7 +161,9 @@ def _pairs(job: Job, number: int) -> np.ndarray:
         tokens = job.timeline.prices.exchanges.of(block.layer).pairs
         if block.kind == "combine":
             tokens = first_shards(tokens, plan.parallelism.expert_tp).T
-        width = (block.writes if block.kind == "dispatch" else block.reads)["tokens" if block.kind == "dispatch" else "y"]
+        width = (block.writes if block.kind == "dispatch" else block.reads)[
+            "tokens" if block.kind == "dispatch" else "y"
+        ]
         matrix = np.rint(tokens * width.row_bytes).astype(np.int64)
     matrix = matrix.copy()
     np.fill_diagonal(matrix, 0)

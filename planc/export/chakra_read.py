@@ -64,7 +64,9 @@ def read_traces(folder: str | os.PathLike[str]) -> Traces:
 
 
 def _fault(message: str) -> PlancError:
-    return PlancError([Diagnostic("PLN508", message, hint="export the plan again; nothing of the traces can be trusted")])
+    return PlancError(
+        [Diagnostic("PLN508", message, hint="export the plan again; nothing of the traces can be trusted")]
+    )
 
 
 def _in_order(rank: int, nodes: list[Node]) -> list[Node]:
@@ -79,7 +81,9 @@ def _in_order(rank: int, nodes: list[Node]) -> list[Node]:
         if not deps <= by_id.keys():
             raise _fault(f"rank {rank}: node {node.id} depends on node {min(deps - by_id.keys())}, which is not there")
         if node.type not in (COMP, SEND, RECV, COLL) or (not deps and node.type != COMP):
-            raise _fault(f"rank {rank}: node {node.id} is of type {node.type}; a rank computes and communicates, and begins with COMP")
+            raise _fault(
+                f"rank {rank}: node {node.id} is of type {node.type}; a rank computes and communicates, and begins with COMP"
+            )
         waiting[node.id] = len(deps)
         for dep in deps:
             readers[dep].append(node.id)
@@ -113,7 +117,9 @@ def _meets(ranks: list[list[Node]], groups: Mapping[int, tuple[int, ...]]) -> No
                 if node.type == COLL:
                     group = int(told["pg_name"])
                     if rank not in groups[group]:
-                        raise _fault(f"rank {rank}: node {node.id} is a collective of group {group}, which it is not in")
+                        raise _fault(
+                            f"rank {rank}: node {node.id} is a collective of group {group}, which it is not in"
+                        )
                     calls[group, turn[group]].append((rank, told["comm_type"], told["comm_size"]))
                     mine[node.id] = ("group", group, turn[group])
                     turn[group] += 1

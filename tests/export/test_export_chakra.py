@@ -72,7 +72,7 @@ def replay(traces: Traces) -> float:
 
 @pytest.mark.parametrize("degrees", [{"dp": 1}, TP, {"dp": 2, "tp": 2}, {"dp": 1, "pp": 2}])
 def test_replay_takes_as_long_as_the_step(tmp_path: Path, degrees: dict[str, int]) -> None:
-    plan = planc.compile(small_spec(parallelism=degrees))
+    plan = planc.compile(small_spec(parallelism=degrees, workload={"batch": 16384}))  # µs, not ns
     traces = read_traces(written(tmp_path, plan))
     assert len(traces.ranks) == 8
     assert replay(traces) == pytest.approx(timeline(plan).step, rel=1e-3)
@@ -106,7 +106,11 @@ def test_durations_are_whole_ns_in_the_roofline(tmp_path: Path) -> None:
 
 
 def test_network_is_in_gib_and_half_a_latency(tmp_path: Path) -> None:
-    plan = planc.compile(small_spec(cluster={"links": {"nvlink": {"bandwidth": "400 GB/s"}, "nic": {"bandwidth": "50 GB/s", "latency": "5 us"}}}))
+    plan = planc.compile(
+        small_spec(
+            cluster={"links": {"nvlink": {"bandwidth": "400 GB/s"}, "nic": {"bandwidth": "50 GB/s", "latency": "5 us"}}}
+        )
+    )
     bandwidth, latency = flat_network(plan)
     size = 8 << 20
     assert 2 * latency + size / (bandwidth * 2**30) * 1e9 == pytest.approx(5000 + size / (50e9 * 0.8) * 1e9)
