@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,12 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
     """Traces, rank by rank, and the configuration of the simulator."""
     plan, way = job.plan, job.options.get("chakra.all_to_all", "mean")
     groups: dict[tuple[int, ...], int] = {}
-    parts = {number: _part(job, number, way, groups) for number in job.timeline.order if _written(plan, number)}
+    edges = _edges_into(plan)
+    parts = {
+        number: _part(job, number, edges[number], way, groups)
+        for number in job.timeline.order
+        if _written(plan, number)
+    }
     world = plan.parallelism.world_size
     about = wire.metadata({"planc.plan": plan.spec.name, "planc.all_to_all": way, "planc.world": world})
     for rank in range(world):
@@ -88,18 +94,22 @@ def _written(plan: VerifiedPlan, number: int) -> bool:
     return plan.blocks.blocks[number].kind not in _LEFT_OUT
 
 
-def _part(job: Job, number: int, way: str, groups: dict[tuple[int, ...], int]) -> _Part:
+def _part(job: Job, number: int, edges: list[tuple[int, str]], way: str, groups: dict[tuple[int, ...], int]) -> _Part:
+    """A block as its ranks see it; groups that are new get a number."""
     plan, line = job.plan, job.timeline
     graph = plan.blocks
     block = graph.blocks[number]
-    edges = [edge for edge in _edges_into(plan)[number] if graph.blocks[edge[0]].kind not in _LEFT_OUT]
     far = line.stream_of(block) == "communication"
     seconds = line.run.end[number] - line.run.start[number] if far else line.prices.blocks[number].seconds
     nanos = np.maximum(np.rint(seconds * 1e9).astype(np.int64), 1).tolist()
     op = np.full(plan.parallelism.world_size, -1)
     op[block.ranks] = np.arange(len(block))[:, None]
     own = _own(block)
-    common = {"far": far, "feeds": tuple(source for source, pattern in edges if pattern == "rank"), "op": op.tolist()}
+    common: dict[str, Any] = {
+        "far": far,
+        "feeds": tuple(source for source, pattern in edges if pattern == "rank"),
+        "op": op.tolist(),
+    }
     if block.kind in ("pp_send", "pp_recv"):
         sends = block.kind == "pp_send"
         size = next(iter(block.reads.values())).row_bytes
@@ -125,18 +135,12 @@ def _part(job: Job, number: int, way: str, groups: dict[tuple[int, ...], int]) -
 
 
 def _edges_into(plan: VerifiedPlan) -> list[list[tuple[int, str]]]:
-    """(block that is read, pattern) of the edges into every block."""
-    key = id(plan.blocks)
-    if key not in _KEPT:
-        _KEPT.clear()
-        found: list[list[tuple[int, str]]] = [[] for _ in plan.blocks.blocks]
-        for edge in plan.blocks.edges:
+    """(block that is read, pattern) of the edges into every block, without those from blocks that are left out."""
+    found: list[list[tuple[int, str]]] = [[] for _ in plan.blocks.blocks]
+    for edge in plan.blocks.edges:
+        if _written(plan, edge.source):
             found[edge.target].append((edge.source, edge.pattern))
-        _KEPT[key] = found
-    return _KEPT[key]
-
-
-_KEPT: dict[int, list[list[tuple[int, str]]]] = {}
+    return found
 
 
 def _size(plan: VerifiedPlan, block: OpBlock, op: int) -> int:
