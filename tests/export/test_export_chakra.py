@@ -116,7 +116,17 @@ def test_network_is_in_gib_and_half_a_latency(tmp_path: Path) -> None:
     assert 2 * latency + size / (bandwidth * 2**30) * 1e9 == pytest.approx(5000 + size / (50e9 * 0.8) * 1e9)
 
 
-MUTANTS = ["duplicate", "dangling", "circle", "missed", "size", "message", "rank", "group", "cut"]
+MUTANTS = {
+    "duplicate": "one id",
+    "dangling": "not there",
+    "circle": "in a circle",
+    "missed": "misses collective",
+    "size": "differ in type or size",
+    "message": "one end only",
+    "rank": "rank 3 has no trace",
+    "group": "not ranks",
+    "cut": "ends after",
+}
 
 
 @pytest.mark.parametrize("how", MUTANTS)
@@ -144,7 +154,7 @@ def test_broken_traces_are_refused(tmp_path: Path, how: str) -> None:
         (folder / "comm_groups.json").write_text(json.dumps({"1": [0, 1, 2, 99]}))
     with pytest.raises(planc.PlancError) as caught:
         read_traces(folder)
-    assert caught.value.diagnostics[0].code == "PLN508"
+    assert caught.value.diagnostics[0].code == "PLN508" and MUTANTS[how] in caught.value.diagnostics[0].message
 
 
 def _coll(size: int) -> bytes:
