@@ -165,3 +165,22 @@ def _coll(size: int) -> bytes:
 def _send() -> bytes:
     told = {"comm_src": 0, "comm_dst": 1, "comm_tag": 7, "comm_size": 1}
     return b"".join(wire.attribute(k, wire.INT32, v) for k, v in told.items())
+
+
+def test_ranks_that_wait_for_each_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "comm_groups.json").write_text('{"1": [0, 1], "2": [0, 1]}')
+    for rank, order in enumerate((("1", "2"), ("2", "1"))):
+        nodes = [wire.node(1, wire.head("start", wire.COMP), (), (), b"")]
+        for number, group in enumerate(order, 2):
+            told = _coll(1)[: -len(wire.attribute("pg_name", wire.STRING, "1"))]
+            told += wire.attribute("pg_name", wire.STRING, group)
+            nodes.append(wire.node(number, wire.head("x", wire.COLL), (number - 1,), (), told))
+        (tmp_path / f"trace.{rank}.et").write_bytes(wire.metadata({}) + b"".join(nodes))
+    with pytest.raises(planc.PlancError, match="in a circle"):
+        read_traces(tmp_path)
+
+
+def test_bytes_are_the_same_every_time(tmp_path: Path) -> None:
+    plan = planc.compile(small_spec())
+    first, second = (written(tmp_path / name, plan) for name in "ab")
+    assert all(path.read_bytes() == (second / path.name).read_bytes() for path in first.iterdir())
