@@ -1,0 +1,186 @@
+"""Chakra traces: what is written can be read, replays in planc's time, and broken traces are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from small_specs import small_spec
+
+import planc
+import planc.export
+from planc.export import chakra_file as wire
+from planc.export.astra_sim import flat_network
+from planc.export.chakra_read import Traces, read_traces
+from planc.schedule import timeline
+
+TP = {"dp": 1, "tp": 2}
+
+
+def written(folder: Path, plan: planc.VerifiedPlan, **options: str) -> Path:
+    planc.export.write(plan, ["chakra"], folder, options={f"chakra.{k}": v for k, v in options.items()})
+    return folder / "chakra"
+
+
+def replay(traces: Traces) -> float:
+    """Seconds of the step with planc's durations: nodes wait for what they depend on and for their rank's slot, collectives
+    for all members, receivers for the sender."""
+    done: list[dict[int, int]] = [{} for _ in traces.ranks]
+    slots = [[0, 0] for _ in traces.ranks]
+    at = [0] * len(traces.ranks)
+    sent: dict[tuple[object, ...], int] = {}
+    waits: dict[str, dict[int, tuple[wire.Node, int]]] = {}
+    left = sum(map(len, traces.ranks))
+    while left:
+        before = left
+        for rank, nodes in enumerate(traces.ranks):
+            while at[rank] < len(nodes):
+                node = nodes[at[rank]]
+                told, far = node.attributes, int(node.type != wire.COMP)
+                ready = max((done[rank][d] for d in (*node.ctrl_deps, *node.data_deps)), default=0)
+                ready = ready if node.type == wire.RECV else max(ready, slots[rank][far])
+                key = told.get("comm_src"), told.get("comm_dst"), told.get("comm_tag")
+                if node.type == wire.COLL:
+                    group = str(told["pg_name"])
+                    here = waits.setdefault(group, {})
+                    here[rank] = node, ready
+                    members = traces.groups[int(group)]
+                    if len(here) < len(members):
+                        break
+                    end = max(start for _, start in here.values()) + int(told["planc.ns"])
+                    for member, (one, _) in here.items():
+                        done[member][one.id] = slots[member][1] = end
+                        at[member] += 1
+                        left -= 1
+                    waits[group] = {}
+                    continue
+                if node.type == wire.RECV:
+                    if key not in sent:
+                        break
+                    end = max(ready, sent[key])
+                else:
+                    end = slots[rank][far] = ready + int(told["planc.ns"])
+                if node.type == wire.SEND:
+                    sent[key] = end
+                done[rank][node.id] = end
+                at[rank] += 1
+                left -= 1
+        assert left < before, "the replay is stuck"
+    return max(max(ends.values()) for ends in done) / 1e9
+
+
+@pytest.mark.parametrize("degrees", [{"dp": 1}, TP, {"dp": 2, "tp": 2}, {"dp": 1, "pp": 2}])
+def test_replay_takes_as_long_as_the_step(tmp_path: Path, degrees: dict[str, int]) -> None:
+    plan = planc.compile(small_spec(parallelism=degrees, workload={"batch": 16384}))  # µs, not ns
+    traces = read_traces(written(tmp_path, plan))
+    assert len(traces.ranks) == 8
+    assert replay(traces) == pytest.approx(timeline(plan).step, rel=1e-3)
+
+
+def test_reference_replays(tmp_path: Path, example) -> None:  # type: ignore[no-untyped-def]
+    plan = example("moe-61l-ep64-dp2")
+    traces = read_traces(written(tmp_path, plan))
+    line = planc.export.Job(plan).timeline
+    assert len(traces.ranks) == 128 and replay(traces) == pytest.approx(line.step, rel=1e-3)
+
+
+@pytest.mark.parametrize("way", ["mean", "p2p"])
+def test_bytes_of_dispatch_are_those_of_the_plan(tmp_path: Path, way: str) -> None:
+    plan = planc.compile(small_spec())
+    numbers = read_traces(written(tmp_path, plan, all_to_all=way)).numbers()
+    total = 0
+    for number, block in enumerate(plan.blocks.blocks):
+        if block.kind in ("dispatch", "combine"):
+            matrix = plan.byte_matrix(number)
+            total += int(matrix.sum() - matrix.trace())
+    told = numbers["SEND bytes"] if way == "p2p" else numbers["ALL_TO_ALL bytes"] * 7 / 8  # without one's own chunk
+    assert told == pytest.approx(total, rel=0 if way == "p2p" else 1e-3)
+
+
+def test_durations_are_whole_ns_in_the_roofline(tmp_path: Path) -> None:
+    for nodes in read_traces(written(tmp_path, planc.compile(small_spec()))).ranks:
+        for node in nodes:
+            if node.type == wire.COMP:
+                assert int(float(node.attributes["num_ops"]) / 1e12 * 1e9) == node.attributes["planc.ns"]
+
+
+def test_network_is_in_gib_and_half_a_latency(tmp_path: Path) -> None:
+    plan = planc.compile(
+        small_spec(
+            cluster={"links": {"nvlink": {"bandwidth": "400 GB/s"}, "nic": {"bandwidth": "50 GB/s", "latency": "5 us"}}}
+        )
+    )
+    bandwidth, latency = flat_network(plan)
+    size = 8 << 20
+    assert 2 * latency + size / (bandwidth * 2**30) * 1e9 == pytest.approx(5000 + size / (50e9 * 0.8) * 1e9)
+
+
+MUTANTS = {
+    "duplicate": "one id",
+    "dangling": "not there",
+    "circle": "in a circle",
+    "missed": "misses collective",
+    "size": "differ in type or size",
+    "message": "one end only",
+    "rank": "rank 3 has no trace",
+    "group": "not ranks",
+    "cut": "ends after",
+}
+
+
+@pytest.mark.parametrize("how", MUTANTS)
+def test_broken_traces_are_refused(tmp_path: Path, how: str) -> None:
+    folder = written(tmp_path, planc.compile(small_spec(parallelism={"dp": 1, "pp": 2})))
+    path = folder / "trace.0.et"
+    content = path.read_bytes()
+    node = wire.node(9999, wire.head("x", wire.COMP), (1,), (), b"")
+    extra = {
+        "duplicate": wire.node(1, wire.head("x", wire.COMP), (), (), b""),
+        "dangling": wire.node(9999, wire.head("x", wire.COMP), (8888,), (), b""),
+        "circle": wire.node(9999, wire.head("x", wire.COMP), (9999,), (), b""),
+        "missed": wire.node(9999, wire.head("x", wire.COLL), (1,), (), _coll(1)),
+        "message": wire.node(9999, wire.head("x", wire.SEND), (1,), (), _send()),
+        "cut": node[:-1],
+    }
+    path.write_bytes(content + extra.get(how, b""))
+    if how == "size":
+        for rank in range(4):
+            own = folder / f"trace.{rank}.et"
+            own.write_bytes(own.read_bytes() + wire.node(9999, wire.head("x", wire.COLL), (1,), (), _coll(1 + rank)))
+    if how == "rank":
+        (folder / "trace.3.et").unlink()
+    if how == "group":
+        (folder / "comm_groups.json").write_text(json.dumps({"1": [0, 1, 2, 99]}))
+    with pytest.raises(planc.PlancError) as caught:
+        read_traces(folder)
+    assert caught.value.diagnostics[0].code == "PLN508" and MUTANTS[how] in caught.value.diagnostics[0].message
+
+
+def _coll(size: int) -> bytes:
+    told = (("comm_type", wire.INT64, 6), ("comm_size", wire.INT64, size), ("pg_name", wire.STRING, "1"))
+    return b"".join(wire.attribute(*one) for one in told)
+
+
+def _send() -> bytes:
+    told = {"comm_src": 0, "comm_dst": 1, "comm_tag": 7, "comm_size": 1}
+    return b"".join(wire.attribute(k, wire.INT32, v) for k, v in told.items())
+
+
+def test_ranks_that_wait_for_each_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "comm_groups.json").write_text('{"1": [0, 1], "2": [0, 1]}')
+    for rank, order in enumerate((("1", "2"), ("2", "1"))):
+        nodes = [wire.node(1, wire.head("start", wire.COMP), (), (), b"")]
+        for number, group in enumerate(order, 2):
+            told = _coll(1)[: -len(wire.attribute("pg_name", wire.STRING, "1"))]
+            told += wire.attribute("pg_name", wire.STRING, group)
+            nodes.append(wire.node(number, wire.head("x", wire.COLL), (number - 1,), (), told))
+        (tmp_path / f"trace.{rank}.et").write_bytes(wire.metadata({}) + b"".join(nodes))
+    with pytest.raises(planc.PlancError, match="in a circle"):
+        read_traces(tmp_path)
+
+
+def test_bytes_are_the_same_every_time(tmp_path: Path) -> None:
+    plan = planc.compile(small_spec())
+    first, second = (written(tmp_path / name, plan) for name in "ab")
+    assert all(path.read_bytes() == (second / path.name).read_bytes() for path in first.iterdir())
