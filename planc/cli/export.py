@@ -10,7 +10,7 @@ from planc.diagnostics import Diagnostic, PlancError, Span
 
 
 def export(options: argparse.Namespace) -> int:
-    """Write the targets asked for, list those there are, or apply a permutation to a checkpoint."""
+    """Write the targets asked for, list those there are."""
     from planc.export import ALL, TARGETS, refusals, target, write
 
     if options.list:

@@ -221,20 +221,6 @@ CODES: dict[str, Code] = {
         "An export that meant another plan would be worse than none. The hint is the smallest change of the spec after which "
         "the target can say what the plan says.",
     ),
-    "PLN504": Code(
-        "checkpoint does not fit the plan",
-        "The tensors of a checkpoint's experts and routers are those of the plan's model: no more, no fewer, and of its shapes.",
-    ),
-    "PLN505": Code(
-        "checkpoint is damaged", "A safetensors file is a length, a JSON header, and as many bytes as it says."
-    ),
-    "PLN506": Code(
-        "too little disk space",
-        "What is about to be written is known beforehand, and does not fit the disk; nothing was written.",
-    ),
-    "PLN507": Code(
-        "not a permutation of this plan's experts", "The file that `planc export --to vllm` writes: permutation.json."
-    ),
     "PLN508": Code(
         "not a Chakra trace that can be replayed",
         "Nodes have ids of their own and depend on nodes of their rank without a circle, and every member of a group makes the "

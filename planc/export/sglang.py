@@ -30,6 +30,8 @@ def notes(plan: VerifiedPlan) -> Iterator[str]:
     par = plan.parallelism
     if par.leaders_gate:
         yield "every GPU of a TP group routes its share of the tokens; the plan's leaders, which route for all, are planc's own"
+    if plan.placement.layers and any((part.copies > 1).any() for part in plan.placement.layers.values()):
+        yield "of an expert's copies a GPU uses its own first, then one on its node"
 
 
 def arguments(plan: VerifiedPlan) -> list[tuple[str, str]]:
@@ -42,12 +44,12 @@ def arguments(plan: VerifiedPlan) -> list[tuple[str, str]]:
     if par.pp > 1:
         found.append(("--pp-size", str(par.pp)))
     if par.attention_dp > 1:
-        found += [("--dp-size", str(par.attention_dp)), ("--enable-dp-attention", "")]
+        found.append(("--attn-dp-size", str(par.attention_dp)))
     found.append(("--ep-size", str(par.ep)))
     found += [("--moe-a2a-backend", "deepep"), ("--deepep-mode", _mode(plan))]
     if slots > moe.experts:
         found.append(("--ep-num-redundant-experts", str(slots - moe.experts)))
-        found.append(("--ep-dispatch-algorithm", "static"))
+    found.append(("--ep-dispatch-algorithm", "static"))  # without one, tokens would go where experts are not
     if work.micro_batches > 1:
         found.append(("--enable-two-batch-overlap", ""))
     found.append(("--init-expert-location", MAP))

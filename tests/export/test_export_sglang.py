@@ -1,0 +1,156 @@
+"""SGLang's files: the map read by its contract, the command line by a parser of its options, the script as nodes run it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_specs import small_spec
+
+import planc
+from planc.export import refusals, write
+from planc.export.slots import EMPTY, slot_tables
+
+#: options of SGLang 0.5.23 that the script uses: their choices, or their type. Read in its wheel, sglang/srt/arg_groups/fields
+#: (parallel.py, exec_.py, model.py, device.py), where a field's name with dashes is the flag.
+OPTIONS: dict[str, Any] = {
+    "--model-path": str,
+    "--nnodes": int,
+    "--node-rank": int,
+    "--dist-init-addr": str,
+    "--base-gpu-id": int,
+    "--tp-size": int,
+    "--pp-size": int,
+    "--attn-dp-size": int,
+    "--ep-size": int,
+    "--moe-a2a-backend": ["none", "deepep", "mooncake", "nixl", "mori", "flashinfer", "pplx"],
+    "--deepep-mode": ["auto", "normal", "low_latency"],
+    "--ep-num-redundant-experts": int,
+    "--ep-dispatch-algorithm": ["static", "dynamic", "fake", "lp"],
+    "--enable-two-batch-overlap": None,
+    "--init-expert-location": str,
+}
+NAMES = ["moe-61l-ep64-dp2", "deepseek-v3-ep256", "deepseek-v3-128gpu", "qwen3-235b-a22b"]
+
+
+def parsed(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    for flag, kind in OPTIONS.items():
+        if kind is None:
+            parser.add_argument(flag, action="store_true")
+        elif isinstance(kind, list):
+            parser.add_argument(flag, choices=kind)
+        else:
+            parser.add_argument(flag, type=kind)
+    found, unknown = parser.parse_known_args(words)
+    assert not unknown, unknown
+    return found
+
+
+def launched(folder: Path, *arguments: str) -> argparse.Namespace:
+    """What the script gives SGLang on a node."""
+    fake = folder / "bin"
+    fake.mkdir(exist_ok=True)
+    (fake / "python3").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (fake / "python3").chmod(0o755)
+    bash = shutil.which("bash")
+    assert bash, "the script is for bash, which this machine lacks"
+    env = {"PATH": f"{fake}:{os.environ['PATH']}"}
+    out = subprocess.run(
+        [bash, str(folder / "launch.sh"), *arguments], capture_output=True, text=True, env=env, check=True
+    )
+    words = out.stdout.splitlines()
+    assert words[:2] == ["-m", "sglang.launch_server"]
+    return parsed(words[2:])
+
+
+PLANS: dict[str, planc.VerifiedPlan] = {}
+
+
+def plan_of(name: str) -> planc.VerifiedPlan:
+    if name not in PLANS:
+        PLANS[name] = planc.compile(planc.load_spec(name))
+    return PLANS[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_map_says_who_holds_what(name: str, tmp_path: Path) -> None:
+    """By the engine's contract: one key, a row for every hidden layer, slot p of n on EP rank p // (n ÷ ranks)."""
+    plan = plan_of(name)
+    write(plan, ["sglang"], tmp_path, model="m")
+    record = json.loads((tmp_path / "sglang" / "expert_location.json").read_text())
+    assert list(record) == ["physical_to_logical_map"]
+    rows, par, moe = record["physical_to_logical_map"], plan.parallelism, plan.spec.model.moe
+    assert moe is not None and len(rows) == plan.spec.model.layers
+    for layer, row in enumerate(rows):
+        assert len(row) % par.ep == 0 and set(row) == set(range(moe.experts))  # dense rows are valid ones too
+        width = len(row) // par.ep
+        stage = par.stage_of_layer(layer) * par.ep
+        for slot, expert in enumerate(row if layer in plan.placement.layers else []):
+            assert expert in plan.placement.experts_of_rank(stage + slot // width)[layer]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_start_what_the_plan_says(name: str, tmp_path: Path) -> None:
+    plan = plan_of(name)
+    write(plan, ["sglang"], tmp_path, model="a b; rm -rf 'x'")
+    par, moe = plan.parallelism, plan.spec.model.moe
+    assert moe is not None
+    gpus = 0
+    for instance in range(par.dp):
+        found = launched(tmp_path / "sglang", str(instance), "0", "10.0.0.1")
+        gpus += found.tp_size * (found.pp_size or 1)
+        assert found.model_path == "a b; rm -rf 'x'"
+        assert found.dist_init_addr == f"10.0.0.1:{20000 + instance}"
+        assert found.nnodes * plan.spec.cluster.groups[0].gpus_per_node == max(8, par.replica_size)
+        assert (found.attn_dp_size or 1) * par.tp == found.tp_size == found.ep_size == par.ep
+        assert found.ep_dispatch_algorithm == "static" and found.init_expert_location == "expert_location.json"
+        slots = next(iter(slot_tables(plan).values())).size
+        assert (found.ep_num_redundant_experts or 0) == slots - moe.experts
+    assert gpus == par.world_size
+    assert launched(tmp_path / "sglang", "0", "1", "host:99").dist_init_addr == "host:99"
+    with pytest.raises(subprocess.CalledProcessError):
+        launched(tmp_path / "sglang", str(par.dp), "0", "host")
+
+
+def spare(**rule: Any) -> planc.Spec:
+    return small_spec(
+        model={"moe": {"experts": 6, "top_k": 2, "intermediate": 32}},
+        parallelism={"dp": 1, "pp": 1, "ep": 8, "tp": 1},
+        expert_rule={"scope": "layer", "slots_per_gpu": 1, **rule},
+    )
+
+
+def test_idle_slots_are_refused_and_the_change_helps(tmp_path: Path) -> None:
+    plan = planc.compile(spare(spares="idle"))
+    [fault] = refusals(plan, ["sglang"])["sglang"]
+    assert fault.code == "PLN503" and "2 of 8 slots empty" in fault.message and "replicate" in fault.hint
+    assert any((table == EMPTY).any() for table in slot_tables(plan).values())
+    with pytest.raises(planc.PlancError):
+        write(plan, ["sglang"], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    write(planc.compile(spare(spares="replicate")), ["sglang"], tmp_path, model="m")
+    assert launched(tmp_path / "sglang", "0", "0", "h").ep_num_redundant_experts == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"parallelism": {"dp": 1, "pp": 1, "ep": 8, "tp": 1, "expert_tp": 2}}, "2 GPUs share one"),
+        ({"model": {"moe": None, "dense_mlp": {"intermediate": 64}}}, "no experts"),
+    ],
+)
+def test_what_is_another_plan_is_refused(changes: dict[str, Any], words: str) -> None:
+    found = refusals(planc.compile(small_spec(**changes)), ["sglang"])["sglang"]
+    assert any(words in fault.message and fault.hint for fault in found)
+
+
+def test_layers_on_different_gpus_are_refused() -> None:
+    [fault] = refusals(plan_of("moe-4l-64gpu"), ["sglang"])["sglang"]
+    assert "expert_rule.scope: layer" in fault.hint
