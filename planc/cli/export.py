@@ -11,7 +11,8 @@ from planc.diagnostics import Diagnostic, PlancError, Span
 
 def export(options: argparse.Namespace) -> int:
     """Write the targets asked for, list those there are."""
-    from planc.export import ALL, TARGETS, refusals, target, write
+    from planc.export import TARGETS, Job, refusals, target, write
+    from planc.export.targets import asked_for, options_of
 
     if options.list:
         for name in TARGETS:
@@ -27,9 +28,10 @@ def export(options: argparse.Namespace) -> int:
     plan = load_any(options.plan, options.set)
     asked = dict(part.partition("=")[::2] for part in options.option)
     written = write(plan, names, options.output, model=options.model, image=options.image, options=asked)
-    left_out = {name: faults for name, faults in refusals(plan).items() if faults} if ALL in names else {}
-    done = [name for name in TARGETS if name not in left_out and (ALL in names or name in names)]
-    notes = {name: list(target(name).notes(plan)) for name in done}
+    refused = refusals(plan, asked_for(names), asked)
+    left_out = {name: faults for name, faults in refused.items() if faults}
+    job = Job(plan, options.model, options.image, options_of(refused, asked))
+    notes = {name: list(target(name).notes(job)) for name in refused if name not in left_out}
     if options.json:
         print_json(
             {
@@ -39,9 +41,9 @@ def export(options: argparse.Namespace) -> int:
                 "refused": {name: [fault.message for fault in faults] for name, faults in left_out.items()},
             }
         )
-    say(f"{plan.spec.name}: wrote {len(written)} files for {', '.join(done) or 'no target'} to {options.output}")
-    for name in done:
-        for note in notes[name]:
+    say(f"{plan.spec.name}: wrote {len(written)} files for {', '.join(notes) or 'no target'} to {options.output}")
+    for name, told in notes.items():
+        for note in told:
             say(f"  {name}: {note}")
     if not options.json:
         report([fault for faults in left_out.values() for fault in faults], options)

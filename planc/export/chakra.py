@@ -34,13 +34,14 @@ _COMM = {
 }
 
 
-def faults(plan: VerifiedPlan) -> Iterator[Diagnostic]:
+def faults(job: Job) -> Iterator[Diagnostic]:
     """Every plan can be written."""
     yield from ()
 
 
-def notes(plan: VerifiedPlan) -> Iterator[str]:
+def notes(job: Job) -> Iterator[str]:
     """What a simulator that reads the traces sees otherwise than planc."""
+    plan = job.plan
     execution, cluster = plan.spec.execution, plan.spec.cluster
     if plan.spec.model.moe is not None:
         yield "a collective is even: dispatch and combine carry the mean of their chunks, or as chakra.all_to_all says"
@@ -87,7 +88,7 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
     about = wire.metadata({"planc.plan": plan.spec.name, "planc.all_to_all": way, "planc.world": world})
     for rank in range(world):
         yield f"{PREFIX}.{rank}.et", about + b"".join(_nodes(parts, rank))
-    yield from configuration(plan, groups, PREFIX, way, list(notes(plan)))
+    yield from configuration(plan, groups, PREFIX, way, list(notes(job)))
 
 
 def _written(plan: VerifiedPlan, number: int) -> bool:

@@ -16,8 +16,9 @@ from planc.verify import VerifiedPlan
 MAP = "expert_location.json"
 
 
-def faults(plan: VerifiedPlan) -> Iterator[Diagnostic]:
+def faults(job: Job) -> Iterator[Diagnostic]:
     """What SGLang cannot be told."""
+    plan = job.plan
     yield from slot_faults(plan, TARGET.title)
     yield from node_faults(plan, TARGET.title)
     if plan.parallelism.expert_tp > 1:
@@ -25,9 +26,9 @@ def faults(plan: VerifiedPlan) -> Iterator[Diagnostic]:
         yield refusal(TARGET.title, message, "set parallelism.expert_tp: 1", "parallelism.expert_tp")
 
 
-def notes(plan: VerifiedPlan) -> Iterator[str]:
+def notes(job: Job) -> Iterator[str]:
     """What SGLang does in its own way."""
-    par = plan.parallelism
+    plan, par = job.plan, job.plan.parallelism
     if par.leaders_gate:
         yield "every GPU of a TP group routes its share of the tokens; the plan's leaders, which route for all, are planc's own"
     if plan.placement.layers and any((part.copies > 1).any() for part in plan.placement.layers.values()):
@@ -77,7 +78,7 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
             model=job.model,
             instances=instances(plan),
             arguments=arguments(plan),
-            notes=list(notes(plan)),
+            notes=list(notes(job)),
         ),
     )
 

@@ -48,8 +48,8 @@ class Target:
     version: str
     says: str
     lacks: str
-    faults: Callable[[VerifiedPlan], Iterable[Diagnostic]]
-    notes: Callable[[VerifiedPlan], Iterable[str]]
+    faults: Callable[[Job], Iterable[Diagnostic]]
+    notes: Callable[[Job], Iterable[str]]
     files: Callable[[Job], Iterable[tuple[str, bytes]]]
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

@@ -29,9 +29,14 @@ def target(name: str) -> Target:
     return found
 
 
-def refusals(plan: VerifiedPlan, names: Iterable[str] = TARGETS) -> dict[str, list[Diagnostic]]:
-    """Target -> why it cannot express the plan (PLN503), empty where it can."""
-    return {name: list(target(name).faults(plan)) for name in names}
+def refusals(
+    plan: VerifiedPlan, names: Iterable[str] = TARGETS, options: Mapping[str, str] | None = None
+) -> dict[str, list[Diagnostic]]:
+    """Target -> why it cannot express the plan (PLN503), empty where it can. Raises PlancError PLN502 for a name or one of
+    the ``options`` (`TARGET.KEY` -> value) that there is none of."""
+    names = list(names)
+    job = Job(plan, options=options_of(names, options or {}))
+    return {name: list(target(name).faults(job)) for name in names}
 
 
 def files(job: Job, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
@@ -57,13 +62,13 @@ def write(
     export of the same targets left are removed. Raises PlancError: PLN502 for a name or option that there is none of, PLN503
     for a plan that a target cannot express, PLN017; nothing is written then.
     """
-    names = chosen(plan, targets)
-    for name in names:
-        target(name)
-    found = [fault for faults in refusals(plan, names).values() for fault in faults]
-    if found:
+    asked = asked_for(targets)
+    refused = refusals(plan, asked, options)
+    found = [fault for faults in refused.values() for fault in faults]
+    if found and ALL not in targets:
         raise PlancError(found)
-    job = Job(plan, model, image, options_of(names, options or {}))
+    names = [name for name, faults in refused.items() if not faults]
+    job = Job(plan, model, image, options_of(asked, options or {}))
     base = Path(folder)
     before = [
         path.relative_to(base).as_posix()
@@ -74,13 +79,13 @@ def write(
     return write_whole(folder, files(job, names), before)
 
 
-def chosen(plan: VerifiedPlan, targets: Sequence[str]) -> list[str]:
-    """The targets asked for, in the order of the table; for `all` those that can express the plan."""
-    if ALL in targets:
-        return [name for name, faults in refusals(plan).items() if not faults]
-    for name in targets:
+def asked_for(names: Sequence[str]) -> list[str]:
+    """The targets of these names, `all` among them, in the order of the table. Raises PlancError PLN502."""
+    if ALL in names:
+        return list(TARGETS)
+    for name in names:
         target(name)
-    return [name for name in TARGETS if name in targets]
+    return [name for name in TARGETS if name in names]
 
 
 def options_of(names: Iterable[str], asked: Mapping[str, str]) -> dict[str, str]:
