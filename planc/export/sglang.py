@@ -78,6 +78,7 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
             model=job.model,
             instances=instances(plan),
             arguments=arguments(plan),
+            stages=[end - first for first, end in plan.parallelism.stages],
             notes=list(notes(job)),
         ),
     )
