@@ -65,7 +65,11 @@ CODES: dict[str, Code] = {
     "PLN023": Code(
         "traffic of another model", "The recorded layers, experts and top-k are those of the model that is planned."
     ),
-    "PLN024": Code("not an expert map", "A map has one key, `physical_to_logical_map`: a row of expert ids per layer."),
+    "PLN024": Code(
+        "not an expert map",
+        "Maps are read in the forms of SGLang, TensorRT-LLM, vLLM-Ascend and EPLB: a row of expert ids per layer "
+        "(docs/formats.md). Pickles are never opened.",
+    ),
     "PLN025": Code(
         "expert map of another deployment",
         "The map's layers, slots and expert ids must be those of the model and the cluster, with every expert on a GPU.",
