@@ -11,7 +11,7 @@ import numpy as np
 from planc.diagnostics import Diagnostic, PlancError
 from planc.placement.degrees import Placed, resolve
 from planc.placement.expert_map import open_map, spec_map
-from planc.placement.experts import placement_of
+from planc.placement.experts import check_rule, placement_of
 from planc.placement.memory import memory_table
 from planc.placement.mesh import Parallelism
 from planc.placement.overflow import overflow_fault
@@ -26,7 +26,7 @@ def place_as_given(spec: Spec, placed: Placed) -> Placed:
     """
     par = placed.par
     tables = spec_map(spec, par, "map")
-    found = rule_faults(spec, tables)
+    found = rule_faults(spec, par, tables)
     if found:
         raise PlancError(found)
     placement = placement_of(spec, par, tables)
@@ -46,18 +46,19 @@ def with_map(spec: Spec, path: str | Path) -> tuple[Spec, str, list[str]]:
     found, told = open_map(path), ["placement.policy: given"]
     name = os.path.relpath(path, spec.folder)
     place = spec.placement.model_copy(update={"policy": "given", "map": name, "current": ""})
-    par, rule = spec.parallelism, spec.expert_rule
-    if found.ranks and par.ep == "auto":
-        par = par.model_copy(update={"ep": found.ranks, "expert_tp": 1})
+    degrees, rule = spec.parallelism, spec.expert_rule
+    if found.ranks and degrees.ep == "auto":
+        degrees = degrees.model_copy(update={"ep": found.ranks, "expert_tp": 1})
         told.append(f"parallelism.ep: {found.ranks}")
-    spec = spec.model_copy(update={"placement": place, "parallelism": par})
+    spec = spec.model_copy(update={"placement": place, "parallelism": degrees})
     if spec.model.moe is None or not isinstance(rule, ExpertRule) or rule.scope == "model":
         return spec, found.form, told
     roomy = rule.model_copy(update={"slots_per_gpu": len(found.rows[0]), "spares": "idle"})
-    degrees = resolve(spec.model_copy(update={"expert_rule": roomy})).par
-    slots, copies = needed_rule(spec_map(spec, degrees, "map"))
+    par = resolve(spec.model_copy(update={"expert_rule": roomy})).par
+    tables = spec_map(spec, par, "map")
+    slots, copies = needed_rule(tables)
     changes: dict[str, int | str] = {}
-    if slots > rule.slots_per_gpu:
+    if not _allowed(spec, par, tables):
         changes["slots_per_gpu"] = slots
     if copies and rule.spares == "idle":
         changes["spares"] = "replicate"
@@ -68,12 +69,12 @@ def with_map(spec: Spec, path: str | Path) -> tuple[Spec, str, list[str]]:
 def file_faults(spec: Spec, par: Parallelism) -> list[Diagnostic]:
     """Every fault of the map that the spec names."""
     try:
-        return rule_faults(spec, spec_map(spec, par, "map"))
+        return rule_faults(spec, par, spec_map(spec, par, "map"))
     except PlancError as error:
         return list(error.diagnostics)
 
 
-def rule_faults(spec: Spec, tables: np.ndarray) -> list[Diagnostic]:
+def rule_faults(spec: Spec, par: Parallelism, tables: np.ndarray) -> list[Diagnostic]:
     """What of a map the spec's expert rule does not allow."""
     slots, copies = needed_rule(tables)
     rule, name, found = spec.expert_rule, spec.placement.map, []
@@ -87,8 +88,9 @@ def rule_faults(spec: Spec, tables: np.ndarray) -> list[Diagnostic]:
     if isinstance(rule, ExpertRule) and rule.scope == "model":
         message = "an expert map has slots for every layer, and the rule counts experts of all layers together"
         found.append(spec.fault("PLN202", message, "expert_rule.scope", "set expert_rule.scope: layer"))
-    elif isinstance(rule, ExpertRule) and slots > rule.slots_per_gpu:
-        message = f"{name} has {slots} experts of a layer on a GPU; the rule allows {rule.slots_per_gpu}"
+    elif isinstance(rule, ExpertRule) and not _allowed(spec, par, tables):
+        rounds = ", or in rounds as many on every GPU as the layer needs" if rule.on_overflow == "rounds" else ""
+        message = f"{name} has {slots} experts of a layer on a GPU; the rule allows {rule.slots_per_gpu}{rounds}"
         found.append(spec.fault("PLN202", message, "expert_rule", f"set expert_rule.slots_per_gpu: {slots}"))
     if copies and not spec.replicates:
         message = f"{name} has further copies of experts, and the rule allows one of each"
@@ -98,6 +100,17 @@ def rule_faults(spec: Spec, tables: np.ndarray) -> list[Diagnostic]:
             )
         )
     return found
+
+
+def _allowed(spec: Spec, par: Parallelism, tables: np.ndarray) -> bool:
+    """Whether a rule of scope `layer` has room for a map: in its slots, or in rounds that differ by one at most."""
+    rule, held = spec.expert_rule, (tables >= 0).sum(axis=2)
+    assert isinstance(rule, ExpertRule)
+    if held.max() <= rule.slots_per_gpu:
+        return True
+    needed, _ = check_rule(spec, par)
+    even = bool((np.ptp(held, axis=1) <= 1).all())
+    return rule.on_overflow == "rounds" and even and int(held.max()) <= -(-needed // par.holders)
 
 
 def needed_rule(tables: np.ndarray) -> tuple[int, bool]:

@@ -57,6 +57,12 @@ def test_copies_are_taken_where_the_rule_has_room(tmp_path: Path) -> None:
 CROWDED = np.full((2, 8, 5), -1)
 CROWDED[:, 0], CROWDED[:, 1, 0], CROWDED[:, 2, 0], CROWDED[:, 3, 0] = np.arange(5), 5, 6, 7
 LARGE = {"moe": {"experts": 8, "top_k": 2, "intermediate": 200_000, "gated": False}}  # 51 MB an expert
+#: nine experts on eight GPUs, in rounds: one GPU has two; and 16 in rounds, but uneven
+ROUNDS = np.full((2, 8, 2), -1)
+ROUNDS[:, :, 0], ROUNDS[:, 5, 1] = np.arange(8), 8
+UNEVEN = np.full((2, 8, 3), -1)
+UNEVEN[:, :, :2], UNEVEN[:, 7, 1], UNEVEN[:, 0, 2] = np.arange(16).reshape(8, 2), -1, 15
+NINE, SIXTEEN = ({"moe": {"experts": n, "top_k": 2, "intermediate": 32}} for n in (9, 16))
 TWICE = ONE_EACH.repeat(2, axis=2)
 REFUSED = {
     "more than the rule allows": (TWO_EACH, {}, "PLN202", "set expert_rule.slots_per_gpu: 2"),
@@ -75,8 +81,20 @@ REFUSED = {
         "set expert_rule.scope: layer",
     ),
     "another number of GPUs": (ONE_EACH[:, :6], {}, "PLN025", "parallelism.ep"),
+    "uneven rounds": (UNEVEN, {"model": SIXTEEN}, "PLN202", "set expert_rule.slots_per_gpu: 3"),
     "too much memory": (CROWDED, {"expert_rule": "none", "model": LARGE, "gpu": {"memory": "400 MB"}}, "PLN201", ""),
 }
+
+
+def test_rounds_are_rounds(tmp_path: Path) -> None:
+    """More experts than slots, in turns, as without a map; and so with a map of import-map, which changes no rule then."""
+    path = written(ROUNDS, tmp_path)
+    plan = planc.compile(spec_with(path, model=NINE))
+    assert plan.placement.relaxed and plan.placement.rounds == 2
+    spec, _, told = with_map(small_spec(parallelism=FLAT, model=NINE), path)
+    assert told == ["placement.policy: given"] and planc.compile(spec).placement.rounds == 2
+    uneven, _, told = with_map(small_spec(parallelism=FLAT, model=SIXTEEN), written(UNEVEN, tmp_path))
+    assert told[1:] == ["expert_rule.slots_per_gpu: 3"] and planc.compile(uneven).placement.rounds == 3
 
 
 @pytest.mark.parametrize("name", REFUSED)
