@@ -112,7 +112,10 @@ def test_nodes_start_what_the_plan_says(name: str, tmp_path: Path) -> None:
         assert found.dist_init_addr == f"10.0.0.1:{20000 + instance}"
         assert found.nnodes * plan.spec.cluster.groups[0].gpus_per_node == max(8, par.replica_size)
         assert (found.attn_dp_size or 1) * par.tp == found.tp_size == found.ep_size == par.ep
-        assert found.ep_dispatch_algorithm == "static" and found.init_expert_location == "expert_location.json"
+        assert (
+            found.ep_dispatch_algorithm == "static"
+            and Path(found.init_expert_location) == tmp_path / "sglang" / "expert_location.json"
+        )
         slots = next(iter(slot_tables(plan).values())).size
         assert (found.ep_num_redundant_experts or 0) == slots - moe.experts
     assert gpus == par.world_size

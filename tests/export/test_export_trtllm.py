@@ -73,7 +73,9 @@ def launched(folder: Path, instance: int, tasks: int, **env: str) -> subprocess.
     (fake / "trtllm-llmapi-launch").chmod(0o755)
     env = {"PATH": f"{fake}:{os.environ['PATH']}", "SLURM_NTASKS": str(tasks), **env}
     script = folder / "trtllm" / "launch.sh"
-    return subprocess.run(["bash", str(script), str(instance)], capture_output=True, text=True, env=env, check=False)
+    return subprocess.run(
+        ["bash", str(script), str(instance)], capture_output=True, text=True, env=env, cwd=folder, check=False
+    )
 
 
 def test_processes_start_what_the_plan_says(tmp_path: Path) -> None:
@@ -92,6 +94,9 @@ def test_processes_start_what_the_plan_says(tmp_path: Path) -> None:
         found = launched(tmp_path, instance, tasks)
         assert found.returncode == 2 and not found.stdout and found.stderr
     assert launched(tmp_path, 1, 2, CUDA_VISIBLE_DEVICES="7,6").stdout.splitlines()[-2] == "7,6"
+    (tmp_path / "here").mkdir()
+    write(plan, ["trtllm"], tmp_path, model="here")
+    assert launched(tmp_path, 0, 2).stdout.splitlines()[1] == str(tmp_path / "here")  # the script leaves the folder
     assert "srun --mpi=pmix --nodes 1 --ntasks 2 --ntasks-per-node 2 launch.sh 3" in (folder / "launch.sh").read_text()
 
 
