@@ -15,6 +15,7 @@ from planc.verify import VerifiedPlan
 #: name on the command line, and of the folder -> module with the `TARGET`; adding one is a line here
 TARGETS = {
     "sglang": "planc.export.sglang",
+    "vllm": "planc.export.vllm",
     "chakra": "planc.export.chakra",
 }
 ALL = "all"
