@@ -199,10 +199,13 @@ def _layer_changes(
             _check_rows(folder, name, tensor, experts, router=not match)
             routed, stacked = routed or (not match and local.endswith("weight")), stacked or match is not None
             yield name, old
-        elif rest.startswith(block) and not _SHARED.match(local):
-            if experts in tensor.shape or tensor.dtype in ("I32", "I64"):
-                message = f"`{name[:100]}` may be of the experts, and planc does not know what it is"
-                raise _other(folder, message, "this kind of checkpoint cannot be relabelled")
+        elif (
+            rest.startswith(block)
+            and not _SHARED.match(local)
+            and (experts in tensor.shape or tensor.dtype in ("I32", "I64"))
+        ):
+            message = f"`{name[:100]}` may be of the experts, and planc does not know what it is"
+            raise _other(folder, message, "this kind of checkpoint cannot be relabelled")
     if not routed:
         raise _other(folder, f"layer {layer} has experts and no router", _NOT_OF_IT)
     if not stacked and not numbered:
@@ -258,7 +261,9 @@ def _data(shard: Shard, rows: Rows) -> Iterator[tuple[int, int]]:
 
 def _others(folder: Path, shards: Iterable[str]) -> tuple[list[str], list[str]]:
     """Files that are copied as they are, and those that are left out: weights in other formats, and hidden files."""
-    copied, left_out, known = [], [], {*shards, INDEX}
+    copied: list[str] = []
+    left_out: list[str] = []
+    known = {*shards, INDEX}
     for where, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
@@ -295,7 +300,9 @@ def _whole(target: Path, size: int) -> Iterator[Path]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_room(target, size, shutil.disk_usage(parent).free) from None
         hint = "choose another folder with -o"
-        message = f"cannot write {target}: {error.strerror or error}"
+        message = f"cannot write {target}: {error.strerror or error}" + (
+            f" ({error.filename})" if error.filename else ""
+        )
         raise PlancError([Diagnostic("PLN017", message, hint=hint)]) from None
 
 
