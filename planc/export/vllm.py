@@ -20,6 +20,7 @@ from planc.verify import VerifiedPlan
 
 RECIPE, MAP = "permutation.json", "expert_map.json"
 _FAST_HIDDEN = (2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192)  #: hidden sizes of DeepEP's low-latency kernels
+_MOST_COPIES = 1023
 _NEVER = 10**12  #: steps after which the balancer would move experts: it starts at three quarters of them
 
 
@@ -109,6 +110,12 @@ def _placement_faults(job: Job) -> Iterator[Diagnostic]:
     if par.pp > 1 and (copies or (how == "pr-49572" and moved is not None)):
         message = "its balancer, which holds further copies and other maps, expects every MoE layer on each rank, not a stage's"
         yield refusal(title, message, "set parallelism.pp: 1", "parallelism.pp")
+    if _redundant(plan) > _MOST_COPIES:
+        message = (
+            f"its balancer holds {_MOST_COPIES} further copies of a layer at most, and the plan has {_redundant(plan)}"
+        )
+        change = f"set expert_rule.slots_per_gpu: {(moe.experts + _MOST_COPIES) // par.holders}"
+        yield refusal(title, message, change, "expert_rule.slots_per_gpu")
     if how == "none" and moved is not None:
         message = f"slot p holds expert p % {moe.experts}, and layer {moved} of the plan has others there"
         change = "set placement.policy: linear, or export with --option vllm.map=permutation"

@@ -271,7 +271,7 @@ def test_groups_matter(tmp_path: Path) -> None:
     apply_permutation(recipe(tmp_path / "p.json", mixed), source, tmp_path / "new")
     before, after = made(style), load(tmp_path / "new")
     assert any(forward(style, after, x).tobytes() != forward(style, before, x).tobytes() for x in TOKENS)
-    with pytest.raises(planc.PlancError, match="PLN507.*group 0 of 4 mixes"):
+    with pytest.raises(planc.PlancError, match=r"PLN507.*group 0 of 4 mixes"):
         read_permutation(recipe(tmp_path / "g.json", mixed, 4))
     (source / "config.json").write_text('{"text_config": {"n_group": 4, "topk_group": 2}}')
     refused(tmp_path, "PLN507", "group 0 of 4 mixes", recipe(tmp_path / "p.json", mixed), source)

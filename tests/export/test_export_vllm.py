@@ -178,6 +178,10 @@ def grid(nodes: int, gpus: int) -> dict[str, Any]:
 
 
 SKEWED = {"popularity": "zipf", "exponent": 1.0, "topics": 4, "tokens": 512, "seed": 1}
+MANY: dict[str, Any] = {
+    "model": {"moe": {"experts": 256, "top_k": 2, "intermediate": 32}},
+    "parallelism": {"dp": 1, "pp": 1, "ep": 8, "tp": 1},
+}
 #: what a spec changes -> whether its placement needs a permutation
 CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "tp in a node": ({"parallelism": {"dp": 1, "pp": 1, "ep": 8, "tp": 2}}, False),
@@ -325,6 +329,12 @@ def test_maps_for_the_pull_request(tmp_path: Path) -> None:
             "",
             "from 5 on hold the first experts",
             {"placement": {"policy": "linear"}},
+        ),
+        (
+            MANY | {"expert_rule": {"scope": "layer", "slots_per_gpu": 200, "spares": "replicate"}},
+            "pr-49572",
+            "holds 1023 further copies of a layer at most, and the plan has 1344",
+            {"expert_rule": {"scope": "layer", "slots_per_gpu": 159, "spares": "replicate"}},
         ),
         (
             {"model": {"hidden": 9216}, "parallelism": {"dp": 1, "pp": 1, "ep": 8, "tp": 2}},
