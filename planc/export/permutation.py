@@ -109,10 +109,12 @@ def broken_text(group: int, groups: int) -> str:
 def _row(name: str, layer: int, row: Any, experts: int) -> tuple[int, ...]:
     if not isinstance(row, list) or any(type(v) is not int for v in row) or len(row) != experts:
         raise _wrong(name, f"layer {layer}: expected a list of {experts} expert numbers")
-    odd = next((v for v in row if not 0 <= v < experts or row.count(v) > 1), None)
-    if odd is not None:
-        what = "appears twice" if 0 <= odd < experts else f"is none of experts 0 to {experts - 1}"
-        raise _wrong(name, f"layer {layer}: {str(odd)[:40]} {what}")
+    seen: set[int] = set()
+    for expert in row:
+        if expert in seen or not 0 <= expert < experts:
+            what = "appears twice" if expert in seen else f"is none of experts 0 to {experts - 1}"
+            raise _wrong(name, f"layer {layer}: {str(expert)[:40]} {what}")
+        seen.add(expert)
     return tuple(row)
 
 

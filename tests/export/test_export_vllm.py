@@ -4,6 +4,7 @@ vLLM's own rules then put on every GPU compared with the plan's."""
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_specs import small_spec
 
@@ -378,5 +380,29 @@ def test_numberings() -> None:
     assert relabelled(ranks, [(0,), (2,), (1,), (3,)], 2) is None
     assert relabelled([(0,), (0,), (1,), (1,)], [(1,), (0,), (0,), (1,)], 1) == (1, 2, 0, 3)
     assert relabelled([(0, 1), (0,)], [(0,), (1,)], 1) is None
+    assert relabelled([(0, 2), (1,)], [(1,), (0, 2)], 1) == (1, 0)  # copies stay on the ranks of their expert
     alike = [(0,), (0,), (0,), (0,)]
     assert relabelled(alike, alike, 4) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_a_numbering_is_found_where_there_is_one(groups: int) -> None:
+    """Six experts on three ranks, every fourth of them on two: all permutations tried one by one say the same."""
+    random, size, found = np.random.default_rng(groups), 6 // groups, 0
+    for _ in range(60):
+        here, there = (
+            [tuple(sorted(random.choice(3, 2 if random.random() < 0.25 else 1, replace=False))) for _ in range(6)]
+            for _ in range(2)
+        )
+        if random.random() < 0.7:
+            there = [here[i] for i in random.permutation(6)]
+        good = {
+            old
+            for old in itertools.permutations(range(6))
+            if all(here[new] == there[expert] for new, expert in enumerate(old))
+            and all(len({e // size for e in old[g * size : (g + 1) * size]}) == 1 for g in range(groups))
+        }
+        got = relabelled(here, there, groups)
+        assert (got in good) if good else got is None
+        found += got is not None
+    assert 0 < found < 60
