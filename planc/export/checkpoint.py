@@ -51,7 +51,7 @@ def apply_permutation(
 
     ``progress`` is told (files done, of how many). Raises PlancError: PLN504 for a checkpoint of another model, PLN505 for a
     damaged file, PLN506 where the disk is too small, PLN507 for a permutation of other experts, PLN017 where ``folder``
-    cannot be written, PLN001 to PLN005 for files that cannot be read. ``folder`` is whole or is not there.
+    cannot be written, PLN001 to PLN009 for files that cannot be read. ``folder`` is whole or is not there.
     """
     asked, source, target = read_permutation(permutation), Path(checkpoint), Path(folder)
     shards, index = _shards(source)
