@@ -101,6 +101,9 @@ def _export(part: argparse.ArgumentParser) -> None:
     part.add_argument("--image", default="", metavar="IMAGE", help="the container that serves it")
     text = "an option of a target; may be repeated"
     part.add_argument("--option", action="append", default=[], metavar="TARGET.KEY=VALUE", help=text)
+    text = "relabel the experts of a checkpoint by this permutation.json, without a plan"
+    part.add_argument("--apply-permutation", metavar="FILE", help=text)
+    part.add_argument("--checkpoint", metavar="FOLDER", help="safetensors files to relabel a copy of, into -o")
     part.add_argument("--list", action="store_true", help="list the targets, and what each can and cannot express")
     part.add_argument("--json", action="store_true", help="print what was written as JSON")
 

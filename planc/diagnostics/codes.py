@@ -225,6 +225,22 @@ CODES: dict[str, Code] = {
         "An export that meant another plan would be worse than none. The hint is the smallest change of the spec after which "
         "the target can say what the plan says.",
     ),
+    "PLN504": Code(
+        "checkpoint is not of this permutation",
+        "Every layer of a permutation has a router and all of its experts in the checkpoint, with one row or tensor an expert.",
+    ),
+    "PLN505": Code(
+        "damaged safetensors file",
+        "A safetensors file is an 8-byte length, a JSON header and the tensors it lists, without gaps. Download it again.",
+    ),
+    "PLN506": Code(
+        "too little disk for the checkpoint",
+        "A relabelled checkpoint is a copy: it takes as many bytes as the old one.",
+    ),
+    "PLN507": Code(
+        "not a permutation of the experts",
+        "Every expert has one new index, and a gate that limits groups needs old groups as whole new ones.",
+    ),
     "PLN508": Code(
         "not a Chakra trace that can be replayed",
         "Nodes have ids of their own and depend on nodes of their rank without a circle, and every member of a group makes the "

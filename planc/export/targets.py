@@ -16,6 +16,7 @@ from planc.verify import VerifiedPlan
 TARGETS = {
     "sglang": "planc.export.sglang",
     "trtllm": "planc.export.trtllm",
+    "vllm": "planc.export.vllm",
     "chakra": "planc.export.chakra",
 }
 ALL = "all"
