@@ -17,6 +17,7 @@ TARGETS = {
     "sglang": "planc.export.sglang",
     "trtllm": "planc.export.trtllm",
     "vllm": "planc.export.vllm",
+    "vllm-ascend": "planc.export.vllm_ascend",
     "chakra": "planc.export.chakra",
 }
 ALL = "all"
