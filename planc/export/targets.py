@@ -16,6 +16,11 @@ from planc.verify import VerifiedPlan
 TARGETS = {
     "sglang": "planc.export.sglang",
     "chakra": "planc.export.chakra",
+    "lws": "planc.export.lws",
+    "kserve": "planc.export.kserve",
+    "dynamo": "planc.export.dynamo",
+    "ray": "planc.export.ray",
+    "slurm": "planc.export.slurm",
 }
 ALL = "all"
 

@@ -1,0 +1,157 @@
+"""What the files for orchestrators share: names, what stands for an image or model not given, and machines that are alike.
+
+Schedulers choose the machines, so a plan's nodes have to be of one kind, and its replicas of one shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from planc.diagnostics import Diagnostic
+from planc.export import sglang
+from planc.export.nodes import instances, node_faults
+from planc.export.slots import slot_faults, slot_tables
+from planc.export.target import Job, refusal
+from planc.verify import VerifiedPlan
+
+IMAGE, MODEL = "${IMAGE}", "${MODEL}"  #: in the form that `envsubst` fills in; Kubernetes starts no such image
+MAP_FOLDER = "/etc/planc/map"  #: where containers see the expert map
+MOST_BYTES = (1 << 20) - (1 << 12)  #: of an expert map in a ConfigMap, which holds 1 MiB in all
+_MOST_NAME = 24  #: pods of a multi-node Dynamo service are named after three objects, of 45 characters in all
+
+
+def label(name: str) -> str:
+    """A name as a DNS label (RFC 1035, which is RFC 1123 with a letter first) of at most 24 characters. Where that loses
+    something it ends with a checksum, so that different names stay different."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if not plain[:1].isalpha():
+        plain = f"plan-{plain}"
+    if plain == name and len(plain) <= _MOST_NAME:
+        return plain
+    checksum = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{plain[: _MOST_NAME - 7].rstrip('-')}-{checksum}"
+
+
+def machine_faults(plan: VerifiedPlan, title: str) -> Iterator[Diagnostic]:
+    """Why the machines of a plan for which `node_faults` finds nothing are not alike."""
+    par, cluster = plan.parallelism, plan.spec.cluster
+    used = cluster.group_of_rank[: par.world_size].tolist()
+    kinds = dict.fromkeys(cluster.groups[group].gpu.name for group in sorted(set(used)))
+    shapes = dict.fromkeys((len(one.nodes), one.gpus) for one in instances(plan))
+    if len(kinds) > 1:
+        message = f"ranks are on {' and '.join(kinds)}, and a scheduler that sees nodes alike may give them any"
+        change = "give the cluster one group of nodes, or export sglang and start it node by node"
+        yield refusal(title, message, change, "cluster.groups")
+    elif len(shapes) > 1:
+        (nodes, gpus), (others, other_gpus) = list(shapes)[:2]
+        message = f"a replica is on {nodes} nodes with {gpus} GPUs each, and another on {others} with {other_gpus}"
+        change = f"choose degrees whose product is a multiple of the {cluster.groups[0].gpus_per_node} GPUs of a node, or divides them"
+        yield refusal(title, message, change, "parallelism")
+
+
+def machine_notes(plan: VerifiedPlan) -> Iterator[str]:
+    """What of a plan's machines no scheduler is told."""
+    if any((group.nvlink_domain or 0) > group.gpus_per_node for group in plan.spec.cluster.groups):
+        yield "NVLink domains have several nodes: schedule an instance's nodes together, by the labels that your nodes have"
+
+
+def placeholder_notes(image: str, model: str) -> Iterator[str]:
+    """What is missing, where ``image`` or ``model`` is a placeholder."""
+    missing = [value for value in (image, model) if value in (IMAGE, MODEL)]
+    if missing:
+        options = " and ".join("--image" if value == IMAGE else "--model" for value in missing)
+        yield f"{' and '.join(missing)} must be filled in, by {options} or by envsubst: as it is, nothing starts"
+
+
+def shape(plan: VerifiedPlan) -> dict[str, object]:
+    """What every template is given: names, and the instances as ``replicas`` of ``nodes`` with ``gpus`` each."""
+    found = instances(plan)
+    one = found[0]
+    name = plan.spec.name
+    return {"name": name, "label": label(name), "replicas": len(found), "nodes": len(one.nodes), "gpus": one.gpus}
+
+
+def sglang_faults(job: Job, title: str) -> Iterator[Diagnostic]:
+    """Why SGLang, or a scheduler of its nodes, cannot be told a plan."""
+    faults = list(sglang.faults(job))
+    yield from faults or machine_faults(job.plan, title)
+
+
+def sglang_pods(job: Job) -> tuple[dict[str, object], list[str], list[tuple[str, bytes]]]:
+    """SGLang in pods: the values of a template, the notes, and the map as a file where no ConfigMap can hold it."""
+    plan = job.plan
+    experts = dict(sglang.files(job))[sglang.MAP]
+    fits = len(experts) <= MOST_BYTES
+    image, model = job.image or IMAGE, job.model or MODEL
+    notes = [*sglang.notes(job), *machine_notes(plan), *placeholder_notes(image, model)]
+    if not fits:
+        notes.append(
+            f"{sglang.MAP} is too large for a ConfigMap: copy it into the volume claim {label(plan.spec.name)}-map"
+        )
+    values = shape(plan) | {
+        "notes": notes,
+        "image": image,
+        "model": model,
+        "options": [
+            (flag, f"{MAP_FOLDER}/{value}" if value == sglang.MAP else value) for flag, value in sglang.arguments(plan)
+        ],
+        "map_name": sglang.MAP,
+        "map_folder": MAP_FOLDER,
+        "map": experts.decode() if fits else "",
+    }
+    return values, notes, [] if fits else [(sglang.MAP, experts)]
+
+
+def verbatim(word: str) -> str:
+    """A word for `command`, `args` or `env` of a container, where `$(NAME)` would be a variable and `$$` one `$`."""
+    return word if word in (IMAGE, MODEL) else word.replace("$", "$$")
+
+
+def vllm_faults(job: Job, title: str) -> Iterator[Diagnostic]:
+    """Why vLLM cannot be told a plan. It takes no expert map: expert e of E is on EP rank e // (E ÷ ranks)."""
+    plan, par, moe = job.plan, job.plan.parallelism, job.plan.spec.model.moe
+    faults = [*slot_faults(plan, title), *node_faults(plan, title)]
+    if par.expert_tp > 1:
+        message = f"experts are whole on a GPU, and here {par.expert_tp} GPUs share one"
+        faults.append(refusal(title, message, "set parallelism.expert_tp: 1", "parallelism.expert_tp"))
+    if faults or moe is None:
+        yield from faults
+        return
+    yield from machine_faults(plan, title)
+    tables = slot_tables(plan)
+    if any(table.size > moe.experts for table in tables.values()):
+        most = max(degree for degree in range(1, par.ep + 1) if moe.experts % degree == 0)
+        message = "further copies of experts are placed by vLLM's own balancer, not by a plan"
+        yield refusal(
+            title, message, f"set parallelism.ep to a divisor of {moe.experts}, such as {most}", "parallelism.ep"
+        )
+    elif any((np.sort(table, axis=1).reshape(-1) != np.arange(moe.experts)).any() for table in tables.values()):
+        message = "vLLM takes no expert map, and puts experts on ranks in their order"
+        yield refusal(title, message, "set placement.policy: linear, or export sglang", "placement.policy")
+    if par.pp > 1 and par.attention_dp > 1:
+        message = "vLLM puts the stages of one TP group side by side, the plan all TP groups of one stage"
+        yield refusal(title, message, "set parallelism.pp: 1", "parallelism.pp")
+    if plan.spec.workload.micro_batches > 2:
+        message = f"vLLM overlaps two micro-batches, and the plan {plan.spec.workload.micro_batches}"
+        yield refusal(title, message, "set workload.micro_batches: 2", "workload.micro_batches")
+
+
+def vllm_notes(plan: VerifiedPlan) -> Iterator[str]:
+    """What vLLM does in its own way."""
+    if plan.parallelism.leaders_gate:
+        yield "vLLM decides which GPUs of a TP group route which tokens; the plan's leaders, which route for all, are planc's own"
+
+
+def vllm_experts(plan: VerifiedPlan) -> dict[str, str | bool]:
+    """vLLM's arguments beside the parallel sizes, by their names in Python; a flag is the name with dashes."""
+    asked = plan.spec.execution.all_to_all
+    quick = plan.spec.workload.phase == "decode" if asked == "auto" else asked == "low_latency"
+    found: dict[str, str | bool] = {
+        "all2all_backend": "deepep_low_latency" if quick else "deepep_high_throughput",
+        "expert_placement_strategy": "linear",
+    }
+    return found | ({"enable_dbo": True} if plan.spec.workload.micro_batches > 1 else {})
