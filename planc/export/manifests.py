@@ -114,7 +114,15 @@ def verbatim(word: str) -> str:
 def vllm_faults(job: Job, title: str) -> Iterator[Diagnostic]:
     """Why vLLM cannot be told a plan. It takes no expert map: expert e of E is on EP rank e // (E ÷ ranks)."""
     plan, par, moe = job.plan, job.plan.parallelism, job.plan.spec.model.moe
-    faults = [*slot_faults(plan, title), *node_faults(plan, title)]
+    faults = list(slot_faults(plan, title))
+    if moe and moe.experts % par.ep and not any(fault.path == "expert_rule.scope" for fault in faults):
+        most = max(degree for degree in range(1, par.ep) if moe.experts % degree == 0)
+        message = (
+            f"{par.ep} ranks cannot have as many of {moe.experts} experts each, and a plan cannot give vLLM copies"
+        )
+        change = f"set parallelism.ep to a divisor of {moe.experts}, such as {most}"
+        faults = [refusal(title, message, change, "parallelism.ep")]
+    faults += node_faults(plan, title)
     if par.expert_tp > 1:
         message = f"experts are whole on a GPU, and here {par.expert_tp} GPUs share one"
         faults.append(refusal(title, message, "set parallelism.expert_tp: 1", "parallelism.expert_tp"))
@@ -124,11 +132,8 @@ def vllm_faults(job: Job, title: str) -> Iterator[Diagnostic]:
     yield from machine_faults(plan, title)
     tables = slot_tables(plan)
     if any(table.size > moe.experts for table in tables.values()):
-        most = max(degree for degree in range(1, par.ep + 1) if moe.experts % degree == 0)
         message = "further copies of experts are placed by vLLM's own balancer, not by a plan"
-        yield refusal(
-            title, message, f"set parallelism.ep to a divisor of {moe.experts}, such as {most}", "parallelism.ep"
-        )
+        yield refusal(title, message, "set expert_rule.spares: idle", "expert_rule.spares")
     elif any((np.sort(table, axis=1).reshape(-1) != np.arange(moe.experts)).any() for table in tables.values()):
         message = "vLLM takes no expert map, and puts experts on ranks in their order"
         yield refusal(title, message, "set placement.policy: linear, or export sglang", "placement.policy")
