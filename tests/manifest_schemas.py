@@ -150,8 +150,19 @@ LLM_CONFIG = mapping(
     model_loading_config=mapping("model_id", model_id=TEXT, model_source=TEXT),
     accelerator_type={
         "type": "string",
-        "enum": ["A100", "A100-40G", "A100-80G", "H20", "H100", "H200", "B200", "B300", "GB200", "GB300"]
-        + ["AMD-Instinct-MI300X-OAM", "AMD-Instinct-MI325X-OAM", "AMD-Instinct-MI355X-OAM"],
+        "enum": [
+            "A100",
+            "A100-40G",
+            "A100-80G",
+            "H20",
+            "H100",
+            "H200",
+            "B200",
+            "B300",
+            "GB200",
+            "GB300",
+            "AMD-Instinct-MI300X-OAM",
+        ],
     },
     deployment_config=mapping(num_replicas=SIZE),
     engine_kwargs=mapping(

@@ -17,12 +17,11 @@ import pytest
 import yaml
 from manifest_schemas import NAME, faults, schema_of
 from small_specs import small_spec
-from test_export_sglang import NAMES, OPTIONS, launched, parsed, plan_of
+from test_export_sglang import NAMES, launched, parsed, plan_of
 
 import planc
 from planc.export import manifests, refusals, target, write
 
-OPTIONS |= {"--host": str, "--port": int}
 SGLANG = ["lws", "dynamo", "slurm"]
 VLLM = ["kserve", "ray"]
 ALL = SGLANG + VLLM
@@ -107,13 +106,15 @@ def any_plan(name: str) -> planc.VerifiedPlan:
     return planc.compile(small_spec(**SMALL[name])) if name in SMALL else plan_of(name)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "deepseek-v3-10240gpu", *SMALL])
-@pytest.mark.parametrize("form", ALL)
+CASES = [(form, name) for form in ALL for name in [*NAMES, "deepseek-v3-10240gpu", *SMALL]]
+
+
+@pytest.mark.parametrize(
+    ("form", "name"), [case for case in CASES if case != ("kserve", "stages")]
+)  # refused: see below
 def test_what_is_asked_for_is_the_plan_s(form: str, name: str, tmp_path: Path) -> None:
     plan = any_plan(name)
     par = plan.parallelism
-    if form == "kserve" and par.pp > 1:
-        pytest.skip("refused: see below")
     write(plan, [form], tmp_path, model=MODEL, image=IMAGE)
     instances, nodes, each, total = asked(tmp_path, form)
     on = plan.spec.cluster.groups[0].gpus_per_node
@@ -192,6 +193,20 @@ def batch(folder: Path, nodes: int, instance: int = 0, **env: str) -> list[list[
     return [line.split("\0")[:-1] for line in done.stdout.split("\n")[:-1]]
 
 
+def sglang(words: list[str]) -> Namespace:
+    """The arguments that SGLang is started with; ``host`` and ``port``, which its own script leaves as they are, beside."""
+    assert words[:3] == ["python3", "-m", "sglang.launch_server"]
+    rest, where = words[3:], {"host": "", "port": "0"}
+    for key in where:
+        if f"--{key}" in rest:
+            index = rest.index(f"--{key}")
+            where[key] = rest[index + 1]
+            del rest[index : index + 2]
+    found = parsed(rest)
+    found.host, found.port = where["host"], int(where["port"])
+    return found
+
+
 def compared(found: Namespace) -> dict[str, Any]:
     """Arguments of SGLang, without what each form gives in its own way, which is checked apart."""
     own = ("dist_init_addr", "base_gpu_id", "host", "port", "init_expert_location")
@@ -215,8 +230,7 @@ def test_sglang_starts_as_its_own_script_starts_it(name: str, tmp_path: Path) ->
             ("dynamo", by_operator(tmp_path, node)),
             ("slurm", jobs[node]),
         ):
-            assert words[:3] == ["python3", "-m", "sglang.launch_server"]
-            found = parsed(words[3:])
+            found = sglang(words)
             assert compared(found) == want, form
             if form == "slurm":
                 assert found.dist_init_addr == "n7:20000" and found.init_expert_location == "expert_location.json"
@@ -232,7 +246,7 @@ def test_micro_batches_are_a_switch(tmp_path: Path) -> None:
     spec = small_spec(**SMALL["all nodes"], workload={"micro_batches": 2})
     write(planc.compile(spec), ALL, tmp_path, model=MODEL, image=IMAGE)
     for words in (in_pods(tmp_path, 1), by_operator(tmp_path, 1), *batch(tmp_path, 2)):
-        assert parsed(words[3:]).enable_two_batch_overlap is True
+        assert sglang(words).enable_two_batch_overlap is True
     [app] = manifest(tmp_path, "ray")["applications"]
     assert app["args"]["llm_config"]["engine_kwargs"]["enable_dbo"] is True
     [container] = manifest(tmp_path, "kserve", "LLMInferenceService")["spec"]["worker"]["containers"]
@@ -259,7 +273,7 @@ def test_vllm_is_told_the_plan_s_all_to_all(asked_for: str, phase: str, backend:
 
 def test_instances_that_share_a_node_have_ports_of_their_own(tmp_path: Path) -> None:
     write(any_plan("several on a node"), ["slurm"], tmp_path, model="m")
-    found = [parsed(words[3:]) for instance in range(4) for words in batch(tmp_path, 1, instance)]
+    found = [sglang(words) for instance in range(4) for words in batch(tmp_path, 1, instance)]
     assert [one.port for one in found] == [30000, 30001, 30002, 30003]
     # SGLang takes the 6 ports above this one too, and one for each of an instance's GPUs
     assert [one.dist_init_addr for one in found] == ["n7:20000", "n7:20100", "n7:20200", "n7:20300"]
@@ -280,7 +294,7 @@ def test_a_job_of_another_shape_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a job of the array"):
         batch(tmp_path, 2, MODEL="m", SLURM_ARRAY_TASK_ID="")
     (tmp_path / "slurm" / "expert_location.json").unlink()
-    with pytest.raises(RuntimeError, match="there is no expert_location.json"):
+    with pytest.raises(RuntimeError, match="there is no expert_location"):
         batch(tmp_path, 2, MODEL="m")
 
 
