@@ -81,6 +81,11 @@ def sglang_faults(job: Job, title: str) -> Iterator[Diagnostic]:
     yield from faults or machine_faults(job.plan, title)
 
 
+def sglang_options(plan: VerifiedPlan) -> list[tuple[str, str]]:
+    """`sglang.arguments` with the map where containers see it."""
+    return [(flag, f"{MAP_FOLDER}/{value}" if value == sglang.MAP else value) for flag, value in sglang.arguments(plan)]
+
+
 def sglang_pods(job: Job) -> tuple[dict[str, object], list[str], list[tuple[str, bytes]]]:
     """SGLang in pods: the values of a template, the notes, and the map as a file where no ConfigMap can hold it."""
     plan = job.plan
@@ -115,12 +120,14 @@ def vllm_faults(job: Job, title: str) -> Iterator[Diagnostic]:
     """Why vLLM cannot be told a plan. It takes no expert map: expert e of E is on EP rank e // (E ÷ ranks)."""
     plan, par, moe = job.plan, job.plan.parallelism, job.plan.spec.model.moe
     faults = list(slot_faults(plan, title))
-    if moe and moe.experts % par.ep and not any(fault.path == "expert_rule.scope" for fault in faults):
+    if moe and moe.experts % par.ep:  # as many on each rank is what it has, without a balancer of its own
         most = max(degree for degree in range(1, par.ep) if moe.experts % degree == 0)
         message = (
             f"{par.ep} ranks cannot have as many of {moe.experts} experts each, and a plan cannot give vLLM copies"
         )
         change = f"set parallelism.ep to a divisor of {moe.experts}, such as {most}"
+        if getattr(plan.spec.expert_rule, "scope", "layer") == "model":
+            change = f"set expert_rule.scope: layer and {change.removeprefix('set ')}"
         faults = [refusal(title, message, change, "parallelism.ep")]
     faults += node_faults(plan, title)
     if par.expert_tp > 1:

@@ -148,14 +148,25 @@ def in_pods(folder: Path, node: int) -> list[str]:
     return expanded(container["command"] + container["args"], env)
 
 
+#: a word that shells and Kubernetes leave as it is
+PLAIN = re.compile(r"[\w./-]+")
+
+
 def by_operator(folder: Path, node: int) -> list[str]:
     """What Dynamo starts on a node: the file of options, read as SGLang reads it, and what the operator adds."""
     worker = manifest(folder, "dynamo", "DynamoGraphDeployment")["spec"]["services"]["worker"]
     container = worker["extraPodSpec"]["mainContainer"]
     assert container["image"] == IMAGE and container["command"] == ["python3", "-m", "dynamo.sglang"]
-    assert container["args"] == expanded(container["args"], {}) == ["--config", "/etc/planc/engine/engine.yaml"]
+    options = yaml.safe_load(data(folder, "dynamo", "engine.yaml"))
+    config, path, *more = container["args"]
+    assert (config, path) == ("--config", "/etc/planc/engine/engine.yaml") and all(
+        map(PLAIN.fullmatch, container["args"])
+    )
+    if more:  # SGLang 0.5.21: `--dp-size N --enable-dp-attention`, later `--attn-dp-size N`
+        assert more == ["--enable-dp-attention"]
+        options["attn-dp-size"] = options.pop("dp-size")
     words = ["python3", "-m", "sglang.launch_server"]
-    for key, value in yaml.safe_load(data(folder, "dynamo", "engine.yaml")).items():
+    for key, value in options.items():
         words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
     nodes = worker["multinode"]["nodeCount"]
     return [*words, "--nnodes", str(nodes), "--node-rank", str(node), "--dist-init-addr", "leader:29500"]
@@ -516,6 +527,16 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str, dict[str, Any]]] = {
     "dense": ({"model": {"moe": None, "dense_mlp": {"intermediate": 64}}}, ALL, "no experts", {}),
     "idle": (SIX | {"expert_rule": {"spares": "idle"}}, ALL, "8 ranks", ON_SIX),
     "copies": (SIX | {"expert_rule": {"spares": "replicate"}}, VLLM, "8 ranks cannot", ON_SIX),
+    "a layer on each half": (
+        {
+            "model": {"moe": {"experts": 4, "top_k": 2, "intermediate": 32}},
+            "expert_rule": {"scope": "model"},
+            "parallelism": RANKS,
+        },
+        ALL,
+        "",
+        {"expert_rule": {"scope": "layer"}, "parallelism": RANKS | {"dp": 2, "ep": 4}},
+    ),
     "more copies": (
         {"parallelism": RANKS, "expert_rule": {"slots_per_gpu": 2, "spares": "replicate"}},
         VLLM,
