@@ -164,6 +164,7 @@ LLM_CONFIG = mapping(
             "AMD-Instinct-MI300X-OAM",
         ],
     },
+    runtime_env=mapping(env_vars={"type": "object", "values": TEXT}),
     deployment_config=mapping(num_replicas=SIZE),
     engine_kwargs=mapping(
         tensor_parallel_size=SIZE,

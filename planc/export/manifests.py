@@ -68,17 +68,29 @@ def placeholder_notes(image: str, model: str) -> Iterator[str]:
 
 
 def shape(plan: VerifiedPlan) -> dict[str, object]:
-    """What every template is given: names, and the instances as ``replicas`` of ``nodes`` with ``gpus`` each."""
+    """What every template is given: names, the instances as ``replicas`` of ``nodes`` with ``gpus`` each, and ``partition``,
+    the layers of each stage as engines read them from a variable (they divide layers in their own ways); empty for one."""
     found = instances(plan)
-    one = found[0]
-    name = plan.spec.name
-    return {"name": name, "label": label(name), "replicas": len(found), "nodes": len(one.nodes), "gpus": one.gpus}
+    stages = plan.parallelism.stages
+    return {
+        "name": plan.spec.name,
+        "label": label(plan.spec.name),
+        "replicas": len(found),
+        "nodes": len(found[0].nodes),
+        "gpus": found[0].gpus,
+        "partition": ",".join(str(end - first) for first, end in stages) if len(stages) > 1 else "",
+    }
 
 
 def sglang_faults(job: Job, title: str) -> Iterator[Diagnostic]:
     """Why SGLang, or a scheduler of its nodes, cannot be told a plan."""
     faults = list(sglang.faults(job))
     yield from faults or machine_faults(job.plan, title)
+
+
+def sglang_map(job: Job) -> bytes:
+    """The expert map that SGLang's options name."""
+    return next(content for name, content in sglang.files(job) if name == sglang.MAP)
 
 
 def sglang_options(plan: VerifiedPlan) -> list[tuple[str, str]]:
@@ -89,7 +101,7 @@ def sglang_options(plan: VerifiedPlan) -> list[tuple[str, str]]:
 def sglang_pods(job: Job) -> tuple[dict[str, object], list[str], list[tuple[str, bytes]]]:
     """SGLang in pods: the values of a template, the notes, and the map as a file where no ConfigMap can hold it."""
     plan = job.plan
-    experts = dict(sglang.files(job))[sglang.MAP]
+    experts = sglang_map(job)
     fits = len(experts) <= MOST_BYTES
     image, model = job.image or IMAGE, job.model or MODEL
     notes = [*sglang.notes(job), *machine_notes(plan), *placeholder_notes(image, model)]

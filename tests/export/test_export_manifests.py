@@ -179,12 +179,13 @@ for ((SLURM_NODEID = 0; SLURM_NODEID < SLURM_JOB_NUM_NODES; SLURM_NODEID++)); do
 """
 
 
-def batch(folder: Path, nodes: int, instance: int = 0, **env: str) -> list[list[str]]:
-    """What the batch script starts on every node of a job of the array, with stand-ins for Slurm's programs."""
+def batch(folder: Path, nodes: int, instance: int = 0, printed: str = "python3", **env: str) -> list[list[str]]:
+    """What the batch script starts on every node of a job of the array, with stand-ins for Slurm's programs. ``printed``: for
+    the shell, in place of the first word."""
     fake = folder / "bin"
     fake.mkdir(exist_ok=True)
     fakes = {"srun": SRUN, "scontrol": '#!/bin/sh\n[ "$*" = "show hostnames n[7-9]" ] && seq -f n%g 7 999\n'}
-    fakes["python3"] = '#!/bin/sh\nprintf "%s\\0" python3 "$@"; printf "\\n"\n'
+    fakes["python3"] = f'#!/bin/sh\nprintf "%s\\0" {printed} "$@"; printf "\\n"\n'
     for program, text in fakes.items():
         (fake / program).write_text(text)
         (fake / program).chmod(0o755)
@@ -251,6 +252,27 @@ def test_sglang_starts_as_its_own_script_starts_it(name: str, tmp_path: Path) ->
                 assert found.init_expert_location == "/etc/planc/map/expert_location.json"
                 assert data(tmp_path, form, "expert_location.json") == experts
             assert form == "dynamo" or (found.host == "0.0.0.0" and found.port == 30000)
+
+
+def test_stages_have_the_plan_s_layers(tmp_path: Path) -> None:
+    """SGLang and vLLM divide layers in ways of their own, unless a variable names the layers of each stage."""
+    stages = {
+        "parallelism": {"dp": 1, "pp": 2, "ep": 4, "tp": 4, "stages": [3, 2]},
+        "expert_rule": {"on_overflow": "rounds"},
+    }
+    write(planc.compile(small_spec(model={"layers": 5}, **stages)), [*SGLANG, "ray"], tmp_path, model="m", image=IMAGE)
+    name = "SGLANG_PP_LAYER_PARTITION"
+    group = manifest(tmp_path, "lws", "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]
+    worker = manifest(tmp_path, "dynamo", "DynamoGraphDeployment")["spec"]["services"]["worker"]
+    pods = [group[part]["spec"]["containers"][0] for part in ("leaderTemplate", "workerTemplate")]
+    for container in (*pods, worker["extraPodSpec"]["mainContainer"]):
+        assert container["env"] == [{"name": name, "value": "3,2"}]
+    [app] = manifest(tmp_path, "ray")["applications"]
+    config = app["args"]["llm_configs"][0]
+    assert config["runtime_env"] == {"env_vars": {"VLLM_PP_LAYER_PARTITION": "3,2"}}
+    assert all(words[0] == "3,2" for words in batch(tmp_path, 2, printed=f"${name}"))
+    write(any_plan("all nodes"), [*SGLANG, "ray"], tmp_path)
+    assert not any("LAYER_PARTITION" in (tmp_path / form / FILES[form]).read_text() for form in [*SGLANG, "ray"])
 
 
 def test_micro_batches_are_a_switch(tmp_path: Path) -> None:
