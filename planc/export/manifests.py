@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def shape(plan: VerifiedPlan) -> dict[str, object]:
 
 def sglang_faults(job: Job, title: str) -> Iterator[Diagnostic]:
     """Why SGLang, or a scheduler of its nodes, cannot be told a plan."""
-    faults = list(sglang.faults(job))
+    faults = [replace(fault, message=f"{title} with {fault.message}") for fault in sglang.faults(job)]
     yield from faults or machine_faults(job.plan, title)
 
 
@@ -94,7 +95,7 @@ def sglang_map(job: Job) -> bytes:
 
 
 def sglang_options(plan: VerifiedPlan) -> list[tuple[str, str]]:
-    """`sglang.arguments` with the map where containers see it."""
+    """(flag, value) as `sglang.arguments`, with the map where containers see it."""
     return [(flag, f"{MAP_FOLDER}/{value}" if value == sglang.MAP else value) for flag, value in sglang.arguments(plan)]
 
 
@@ -113,9 +114,7 @@ def sglang_pods(job: Job) -> tuple[dict[str, object], list[str], list[tuple[str,
         "notes": notes,
         "image": image,
         "model": model,
-        "options": [
-            (flag, f"{MAP_FOLDER}/{value}" if value == sglang.MAP else value) for flag, value in sglang.arguments(plan)
-        ],
+        "options": sglang_options(plan),
         "map_name": sglang.MAP,
         "map_folder": MAP_FOLDER,
         "map": experts.decode() if fits else "",
@@ -132,11 +131,9 @@ def vllm_faults(job: Job, title: str) -> Iterator[Diagnostic]:
     """Why vLLM cannot be told a plan. It takes no expert map: expert e of E is on EP rank e // (E ÷ ranks)."""
     plan, par, moe = job.plan, job.plan.parallelism, job.plan.spec.model.moe
     faults = list(slot_faults(plan, title))
-    if moe and moe.experts % par.ep:  # as many on each rank is what it has, without a balancer of its own
+    if moe and moe.experts % par.ep:  # it has as many slots on every rank, none of them empty
         most = max(degree for degree in range(1, par.ep) if moe.experts % degree == 0)
-        message = (
-            f"{par.ep} ranks cannot have as many of {moe.experts} experts each, and a plan cannot give vLLM copies"
-        )
+        message = f"{moe.experts} experts do not divide over {par.ep} ranks, and a plan cannot give vLLM copies"
         change = f"set parallelism.ep to a divisor of {moe.experts}, such as {most}"
         if getattr(plan.spec.expert_rule, "scope", "layer") == "model":
             change = f"set expert_rule.scope: layer and {change.removeprefix('set ')}"

@@ -548,7 +548,7 @@ TWO_STAGES = {"parallelism": {"dp": 1, "pp": 2, "ep": 4, "tp": 2}, "expert_rule"
 REFUSED: dict[str, tuple[dict[str, Any], list[str], str, dict[str, Any]]] = {
     "dense": ({"model": {"moe": None, "dense_mlp": {"intermediate": 64}}}, ALL, "no experts", {}),
     "idle": (SIX | {"expert_rule": {"spares": "idle"}}, ALL, "8 ranks", ON_SIX),
-    "copies": (SIX | {"expert_rule": {"spares": "replicate"}}, VLLM, "8 ranks cannot", ON_SIX),
+    "copies": (SIX | {"expert_rule": {"spares": "replicate"}}, VLLM, "6 experts do not divide over 8 ranks", ON_SIX),
     "a layer on each half": (
         {
             "model": {"moe": {"experts": 4, "top_k": 2, "intermediate": 32}},
@@ -627,6 +627,7 @@ def test_what_is_another_plan_is_refused_and_the_change_helps(why: str, tmp_path
     for form in forms:
         assert all(fault.code == "PLN503" and fault.hint for fault in found[form])
         assert any(words in fault.message for fault in found[form]), found[form]
+        assert all(fault.message.startswith(target(form).title) for fault in found[form])
     with pytest.raises(planc.PlancError):
         write(planc.compile(small_spec(**spec)), forms, tmp_path / "none")
     assert not (tmp_path / "none").exists()
