@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
 from manifest_schemas import NAME, faults, schema_of
+from random_specs import specs
 from small_specs import small_spec
 from test_export_sglang import NAMES, launched, parsed, plan_of
 
@@ -131,6 +134,28 @@ def test_what_is_asked_for_is_the_plan_s(form: str, name: str, tmp_path: Path) -
         sizes = {"tensor": par.tp, "data": par.ep // par.tp, "pipeline": par.pp}
         assert all(engine.get(f"{part}_parallel_size", 1) == size for part, size in sizes.items())
         assert engine["enable_expert_parallel"] is True
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(specs())
+def test_any_plan_is_refused_or_asked_for_whole(parts: dict[str, Any]) -> None:
+    try:
+        plan = planc.compile(small_spec(**parts))
+    except planc.PlancError:
+        return
+    forms = [form for form, found in refusals(plan, ALL).items() if not found]
+    with tempfile.TemporaryDirectory() as folder:
+        write(plan, forms, folder)
+        for form in forms:
+            instances, _, _, total = asked(Path(folder), form)
+            assert (instances, total) == (plan.parallelism.dp, plan.parallelism.world_size)
+            assert form == "slurm" or not invalid(Path(folder), form)
+
+
+def invalid(folder: Path, form: str) -> list[str]:
+    """What of a file its schemas do not allow."""
+    documents = list(yaml.safe_load_all((folder / form / FILES[form]).read_text()))
+    return [fault for one in documents for fault in faults(one, schema_of(one))]
 
 
 def expanded(words: list[str], env: dict[str, str]) -> list[str]:
@@ -339,12 +364,11 @@ def test_manifests_pass_the_schemas(name: str, tmp_path: Path) -> None:
     plan = any_plan(name)
     forms = [form for form, found in refusals(plan, [one for one in ALL if one != "slurm"]).items() if not found]
     assert set(forms) >= {"lws", "dynamo", "ray"}
-    for given in ({}, {"model": MODEL, "image": IMAGE}):
-        write(plan, forms, tmp_path, **given)
+    for told in ({}, {"model": MODEL, "image": IMAGE}):
+        write(plan, forms, tmp_path, **told)
         for form in forms:
-            documents = list(yaml.safe_load_all((tmp_path / form / FILES[form]).read_text()))
-            assert not [fault for one in documents for fault in faults(one, schema_of(one))]
-            assert_mounts_are_there(documents)
+            assert not invalid(tmp_path, form)
+            assert_mounts_are_there(list(yaml.safe_load_all((tmp_path / form / FILES[form]).read_text())))
 
 
 def assert_mounts_are_there(documents: list[dict[str, Any]]) -> None:
@@ -463,8 +487,7 @@ def test_a_plan_of_any_name(name: str, tmp_path: Path) -> None:
         if form == "slurm":
             assert len(batch(tmp_path, 2)) == 2
             continue
-        documents = list(yaml.safe_load_all((tmp_path / form / FILES[form]).read_text()))
-        assert not [fault for one in documents for fault in faults(one, schema_of(one))]
+        assert not invalid(tmp_path, form)
 
 
 def test_what_is_not_given_is_named(tmp_path: Path) -> None:
@@ -520,8 +543,7 @@ def test_a_map_too_large_for_a_config_map_is_a_file(form: str, tmp_path: Path, m
     write(plan, [form], tmp_path)
     assert (tmp_path / form / "expert_location.json").read_bytes() == experts
     text = (tmp_path / form / FILES[form]).read_text()
-    documents = list(yaml.safe_load_all(text))
-    assert not [fault for one in documents for fault in faults(one, schema_of(one))]
+    assert not invalid(tmp_path, form)
     assert "physical_to_logical_map" not in text and "claimName: moe-61l-ep64-dp2-map" in text
     assert any("moe-61l-ep64-dp2-map" in note for note in target(form).notes(planc.export.Job(plan)))
 
