@@ -32,7 +32,7 @@ def write_whole(
                 path.write_bytes(content)
                 names.append(name)
             _exchange(Path(staging), target, names, [name for name in before if name not in set(names)])
-        _sweep(target)
+        sweep(target)
     except OSError as error:
         message = f"cannot write to {target}: {error.strerror or error}"
         hint = "choose another folder with -o, or free some space; earlier output is as it was"
@@ -40,7 +40,7 @@ def write_whole(
     return [target / name for name in names]
 
 
-def _sweep(target: Path) -> None:
+def sweep(target: Path) -> None:
     """Remove what builds that were killed left in the folder; those of builds still running are not touched."""
     for left_over in target.glob(".planc-*-*"):
         owner = left_over.name.split("-")[1]

@@ -33,6 +33,10 @@ def compile(spec: Spec, *, workers: int = 1, progress: Progress | None = None) -
         from planc.placement.known_traffic import place_for_traffic  # brings scipy: only where it is needed
 
         placed = place_for_traffic(spec, placed, workers=workers, progress=progress)
+    elif spec.policy == "given":
+        from planc.placement.given import place_as_given
+
+        placed = place_as_given(spec, placed)
     graph = build_graph(spec, placed.par, placed.placement)
     notes = tuple(plan_notes(spec, placed.par, placed.placement))
     parts = placed.par, placed.reasons, placed.placement, placed.memory, graph, notes, placed.certificate
@@ -43,8 +47,8 @@ Progress = Callable[[int, int], None]
 
 
 def place(spec: Spec) -> Placed:
-    """Check the spec, choose its degrees and place its experts, as the policy `linear` does where traffic decides; builds
-    no graph. Raises PlancError like `compile`."""
+    """Check the spec, choose its degrees and place its experts, as the policy `linear` does where traffic or a map decides;
+    builds no graph. Raises PlancError like `compile`."""
     faults = check_spec(spec)
     if spec.placement.policy not in POLICY_NAMES:
         message = f"`{spec.placement.policy}` is not a placement policy; there are {', '.join(POLICY_NAMES)}"
@@ -57,6 +61,10 @@ def place(spec: Spec) -> Placed:
 
 def file_faults(spec: Spec, placed: Placed) -> list[Diagnostic]:
     """Faults of the recordings and the expert map that the spec names, which `place` does not read."""
+    if spec.policy == "given":
+        from planc.placement.given import file_faults as map_faults
+
+        return map_faults(spec, placed.par)
     if spec.policy != "topology":
         return []
     from planc.placement.known_traffic import file_faults as found

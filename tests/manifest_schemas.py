@@ -174,6 +174,11 @@ LLM_CONFIG = mapping(
         all2all_backend={"type": "string", "enum": ["deepep_high_throughput", "deepep_low_latency"]},
         expert_placement_strategy={"type": "string", "enum": ["linear", "round_robin"]},
         enable_dbo=FLAG,
+        ubatch_size=SIZE,
+        dbo_decode_token_threshold=SIZE,
+        dbo_prefill_token_threshold=SIZE,
+        enable_eplb=FLAG,
+        eplb_config=mapping(num_redundant_experts=SIZE, step_interval=SIZE),
     ),
 )
 RAY_SERVE = mapping(

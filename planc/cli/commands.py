@@ -35,6 +35,24 @@ def build(options: argparse.Namespace) -> int:
         from planc.prove.recorded import proved
 
         plan = proved(plan)
+    return _write_plan(plan, options, figures)
+
+
+def import_map(options: argparse.Namespace) -> int:
+    from planc import pipeline
+    from planc.placement.given import with_map
+
+    figures = _figures(options.figures)
+    spec, form, changed = with_map(_load_spec(options), options.map)
+    plan = pipeline.compile(spec)
+    say(f"{options.map}: {form}; set {', '.join(changed)}")
+    return _write_plan(plan, options, figures)
+
+
+def _write_plan(plan: VerifiedPlan, options: argparse.Namespace, figures: Sequence[str]) -> int:
+    """Write a plan with its figures, and say what it is."""
+    from planc import pipeline
+
     folder = options.output or os.path.join("out", re.sub(r"/|^\.+$", "_", plan.spec.name))
     files = pipeline.write(plan, folder, figures)
     if plan.notes:

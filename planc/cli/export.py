@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from planc.cli.commands import load_any
-from planc.cli.output import print_json, report, say
+from planc.cli.output import planning, print_json, report, say
 from planc.diagnostics import Diagnostic, PlancError, Span
 
 
@@ -20,6 +20,8 @@ def export(options: argparse.Namespace) -> int:
             print(f"{name}: {one.title}{' ' + one.version if one.version else ''}")
             print(f"  can: {one.says}\n  cannot: {one.lacks}")
         return 0
+    if options.apply_permutation or options.checkpoint:
+        return _apply_permutation(options)
     if options.plan is None or not options.to or options.output is None:
         missing = "a plan" if options.plan is None else "--to" if not options.to else "-o"
         hint = "planc export PLAN --to sglang,chakra -o FOLDER; planc export --list tells what there is"
@@ -47,4 +49,29 @@ def export(options: argparse.Namespace) -> int:
             say(f"  {name}: {note}")
     if not options.json:
         report([fault for faults in left_out.values() for fault in faults], options)
+    return 0
+
+
+def _apply_permutation(options: argparse.Namespace) -> int:
+    from planc.export.checkpoint import apply_permutation
+
+    needed = {
+        "--apply-permutation": options.apply_permutation,
+        "--checkpoint": options.checkpoint,
+        "-o": options.output,
+    }
+    missing = next((name for name, value in needed.items() if not value), None)
+    if missing or options.plan is not None or options.to:
+        message = f"{missing} is missing" if missing else "a checkpoint is relabelled without a plan and without --to"
+        hint = "planc export --apply-permutation permutation.json --checkpoint FOLDER -o NEW_FOLDER"
+        raise PlancError(
+            [Diagnostic("PLN502", message, "--apply-permutation", Span("--apply-permutation", 1, 1), hint)]
+        )
+    with planning("relabelling experts") as progress:
+        written, left_out = apply_permutation(options.apply_permutation, options.checkpoint, options.output, progress)
+    if options.json:
+        print_json({"files": [str(path) for path in written], "left_out": left_out})
+    say(f"wrote {len(written)} files to {options.output}")
+    if left_out:
+        say(f"  left out, as they have other weights or are hidden: {', '.join(left_out)}")
     return 0

@@ -52,16 +52,14 @@ def make_parser() -> argparse.ArgumentParser:
     text = "run a plan on small numbers and compare it with the model run whole"
     _prove(command("prove", prove.prove, text, "planc prove specs/moe-61l-ep64-dp2.yaml"))
     text = "price a list of ops: microseconds with an interval and their provenance"
-    part = command("costs", costs.costs, text, "planc costs --gpu h100-sxm ops.csv")
-    part.add_argument("--gpu", required=True, metavar="GPU", help="a GPU preset such as h100-sxm, or a GPU file")
-    part.add_argument(
-        "--fit", metavar="FILE", help="a fit file of this GPU, such as benchmarks/gpu writes (docs/gpu.md)"
-    )
-    part.add_argument("ops", metavar="FILE", help="CSV: kind, dtype and the columns that the kinds need")
+    _costs(command("costs", costs.costs, text, "planc costs --gpu h100-sxm ops.csv"))
     text = "simulate the step and write it as profiler traces, for Perfetto and HolisticTraceAnalysis"
     _trace(command("trace", trace.trace, text, "planc trace out/PLAN -o traces --ranks 0-7"))
     text = "write a plan as files that engines, orchestrators and simulators read"
     _export(command("export", export.export, text, "planc export out/PLAN --to sglang,chakra -o deploy"))
+    text = "make a plan of the expert map that a deployment runs with: verified, drawn, to be priced and compared"
+    example = "planc import-map expert_location.json specs/deepseek-v3-ep256.yaml -o out/running"
+    _import_map(command("import-map", commands.import_map, text, example))
     text = "turn a Hugging Face config.json into a model file"
     part = command("import-hf", commands.import_hf, text, "planc import-hf config.json -o model.yaml")
     part.add_argument("path", help="a local config.json")
@@ -83,6 +81,14 @@ def _spec(part: argparse.ArgumentParser) -> None:
     )
 
 
+def _costs(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--gpu", required=True, metavar="GPU", help="a GPU preset such as h100-sxm, or a GPU file")
+    part.add_argument(
+        "--fit", metavar="FILE", help="a fit file of this GPU, such as benchmarks/gpu writes (docs/gpu.md)"
+    )
+    part.add_argument("ops", metavar="FILE", help="CSV: kind, dtype and the columns that the kinds need")
+
+
 def _export(part: argparse.ArgumentParser) -> None:
     part.add_argument("plan", nargs="?", help="folder of a written plan, its plan.json, or a spec")
     part.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the spec")
@@ -95,18 +101,31 @@ def _export(part: argparse.ArgumentParser) -> None:
     part.add_argument("--image", default="", metavar="IMAGE", help="the container that serves it")
     text = "an option of a target; may be repeated"
     part.add_argument("--option", action="append", default=[], metavar="TARGET.KEY=VALUE", help=text)
+    text = "relabel the experts of a checkpoint by this permutation.json, without a plan"
+    part.add_argument("--apply-permutation", metavar="FILE", help=text)
+    part.add_argument("--checkpoint", metavar="FOLDER", help="safetensors files to relabel a copy of, into -o")
     part.add_argument("--list", action="store_true", help="list the targets, and what each can and cannot express")
     part.add_argument("--json", action="store_true", help="print what was written as JSON")
 
 
 def _build(part: argparse.ArgumentParser) -> None:
     _spec(part)
-    names = ", ".join(commands.FIGURE_NAMES)
-    part.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: out/NAME)")
+    _written(part)
     _workers(part)
     part.add_argument("--prove", action="store_true", help="run the plan on small numbers first, and keep the proof")
+
+
+def _written(part: argparse.ArgumentParser) -> None:
+    names = ", ".join(commands.FIGURE_NAMES)
+    part.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: out/NAME)")
     part.add_argument("--figures", default="all", help=f"all, none, or a list of: {names}")
     part.add_argument("--json", action="store_true", help="print a summary as JSON")
+
+
+def _import_map(part: argparse.ArgumentParser) -> None:
+    part.add_argument("map", help="the map of SGLang, TensorRT-LLM, vLLM-Ascend or EPLB (docs/formats.md)")
+    _spec(part)
+    _written(part)
 
 
 def _workers(part: argparse.ArgumentParser) -> None:

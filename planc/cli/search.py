@@ -37,6 +37,8 @@ def search(options: argparse.Namespace) -> int:
         say(
             "candidates are compared under even routing; `planc build` places the winner's experts for the spec's traffic"
         )
+    if spec.policy == "given":
+        say("candidates have their experts placed in order: the map of the spec fits one shape")
     workers = options.workers or cores()
     with (
         planning("simulating candidates") as progress,

@@ -16,7 +16,7 @@ import numpy as np
 from planc.cost.counts import expected_targets
 from planc.graph.types import content
 from planc.placement import copy_tokens, step_tokens
-from planc.placement.experts import LayerPlacement
+from planc.placement.experts import LayerPlacement, place_experts
 from planc.routing import share_counts
 from planc.topology import Topology, pair_loads, token_loads, topology
 
@@ -130,10 +130,23 @@ class Exchanges:
         moe, par, cluster = self.plan.spec.model.moe, self.plan.parallelism, self.plan.spec.cluster
         assert moe is not None
         nodes = max(1.0, len(np.unique(cluster.node_of_rank[: par.ep])))
-        reached = nodes * moe.top_groups / moe.groups if self.plan.spec.policy == "linear" else nodes
+        reached = nodes * moe.top_groups / moe.groups if self._in_order else nodes
         factor = np.full(links, float(expected_targets(max(1.0, reached), moe.top_k)) / moe.top_k)
         factor[: self.topology.first["nic_up"]] = self.shared_on_a_gpu(nodes)
         return factor
+
+    @cached_property
+    def _in_order(self) -> bool:
+        """Whether experts are where the policy `linear` places them, by which policy ever."""
+        spec, placed = self.plan.spec, self.plan.placement.layers
+        if spec.policy != "given":
+            return spec.policy == "linear"
+        linear = spec.placement.model_copy(update={"policy": "linear"})
+        there = place_experts(spec.model_copy(update={"placement": linear}), self.plan.parallelism).layers
+        return all(
+            np.array_equal(part.expert, there[layer].expert) and np.array_equal(part.rank, there[layer].rank)
+            for layer, part in placed.items()
+        )
 
     def shared_on_a_gpu(self, nodes: float) -> float:
         """Share of the copies inside a node that are left when experts of a token on one GPU share one."""

@@ -65,7 +65,11 @@ CODES: dict[str, Code] = {
     "PLN023": Code(
         "traffic of another model", "The recorded layers, experts and top-k are those of the model that is planned."
     ),
-    "PLN024": Code("not an expert map", "A map has one key, `physical_to_logical_map`: a row of expert ids per layer."),
+    "PLN024": Code(
+        "not an expert map",
+        "Maps are read in the forms of SGLang, TensorRT-LLM, vLLM-Ascend and EPLB: a row of expert ids per layer "
+        "(docs/formats.md). Pickles are never opened.",
+    ),
     "PLN025": Code(
         "expert map of another deployment",
         "The map's layers, slots and expert ids must be those of the model and the cluster, with every expert on a GPU.",
@@ -220,6 +224,22 @@ CODES: dict[str, Code] = {
         "target cannot express this plan",
         "An export that meant another plan would be worse than none. The hint is the smallest change of the spec after which "
         "the target can say what the plan says.",
+    ),
+    "PLN504": Code(
+        "checkpoint is not of this permutation",
+        "Every layer of a permutation has a router and all of its experts in the checkpoint, with one row or tensor an expert.",
+    ),
+    "PLN505": Code(
+        "damaged safetensors file",
+        "A safetensors file is an 8-byte length, a JSON header and the tensors it lists, without gaps. Download it again.",
+    ),
+    "PLN506": Code(
+        "too little disk for the checkpoint",
+        "A relabelled checkpoint is a copy: it takes as many bytes as the old one.",
+    ),
+    "PLN507": Code(
+        "not a permutation of the experts",
+        "Every expert has one new index, and a gate that limits groups needs old groups as whole new ones.",
     ),
     "PLN508": Code(
         "not a Chakra trace that can be replayed",

@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterator
 
 from planc.diagnostics import Diagnostic
-from planc.export import manifests
+from planc.export import manifests, vllm
 from planc.export.nodes import instances
 from planc.export.target import Job, Target, refusal, text_of
+
+#: vLLM's flags that KServe makes of `spec.parallelism`
+FIELDS = ("--tensor-parallel-size", "--data-parallel-size", "--enable-expert-parallel")
 
 
 def faults(job: Job) -> Iterator[Diagnostic]:
@@ -27,7 +30,7 @@ def faults(job: Job) -> Iterator[Diagnostic]:
 
 def notes(job: Job) -> Iterator[str]:
     """What vLLM and KServe do in their own way, and what is missing."""
-    yield from manifests.vllm_notes(job.plan)
+    yield from vllm.notes(manifests.vllm_job(job))
     yield from manifests.machine_notes(job.plan)
     uri = model_uri(job.model)
     yield from manifests.placeholder_notes("", uri)
@@ -43,12 +46,9 @@ def model_uri(model: str) -> str:
 
 
 def files(job: Job) -> Iterator[tuple[str, bytes]]:
-    """The manifest."""
+    """The manifest, and how the checkpoint is relabelled where it has to be."""
     plan, par = job.plan, job.plan.parallelism
-    flags = [
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-        for name, value in manifests.vllm_experts(plan).items()
-    ]
+    flags = [pair for pair in vllm.arguments(manifests.vllm_job(job)) if pair[0] not in FIELDS]
     yield (
         "kserve.yaml",
         text_of(
@@ -60,17 +60,18 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
             data=par.attention_dp,
             data_local=instances(plan)[0].gpus // par.tp,
             tensor=par.tp,
-            flags=" ".join(flags),
+            flags=" ".join(word for pair in flags for word in pair if word),
             **manifests.shape(plan),
         ),
     )
+    yield from manifests.vllm_recipe(job)
 
 
 TARGET = Target(
     title="KServe",
-    version="v1alpha1 (5c0493d)",
-    says="one-to-one placements in the order of experts; TP groups inside nodes; instances on alike nodes",
-    lacks="other placements, copies, pipeline stages, which machine is which node of the plan",
+    version="v1alpha1 (5c0493d), vLLM " + vllm.TARGET.version,
+    says="what vllm says, TP groups inside nodes, and pods of alike nodes",
+    lacks="what vllm lacks, pipeline stages, and which machine is which node of the plan",
     faults=faults,
     notes=notes,
     files=files,

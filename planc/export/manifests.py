@@ -10,12 +10,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
-
 from planc.diagnostics import Diagnostic
-from planc.export import sglang
-from planc.export.nodes import instances, node_faults
-from planc.export.slots import slot_faults, slot_tables
+from planc.export import sglang, vllm
+from planc.export.nodes import instances
 from planc.export.target import Job, refusal
 from planc.verify import VerifiedPlan
 
@@ -127,52 +124,21 @@ def verbatim(word: str) -> str:
     return word if word in (IMAGE, MODEL) else word.replace("$", "$$")
 
 
+def vllm_job(job: Job) -> Job:
+    """The same with options of vLLM's own target: a placement that is not vLLM's is a checkpoint relabelled for it."""
+    return replace(job, options={"vllm.map": "permutation"})
+
+
 def vllm_faults(job: Job, title: str) -> Iterator[Diagnostic]:
-    """Why vLLM cannot be told a plan. It takes no expert map: expert e of E is on EP rank e // (E ÷ ranks)."""
-    plan, par, moe = job.plan, job.plan.parallelism, job.plan.spec.model.moe
-    faults = list(slot_faults(plan, title))
-    if moe and moe.experts % par.ep:  # it has as many slots on every rank, none of them empty
-        most = max(degree for degree in range(1, par.ep) if moe.experts % degree == 0)
-        message = f"{moe.experts} experts do not divide over {par.ep} ranks, and a plan cannot give vLLM copies"
-        change = f"set parallelism.ep to a divisor of {moe.experts}, such as {most}"
-        if getattr(plan.spec.expert_rule, "scope", "layer") == "model":
-            change = f"set expert_rule.scope: layer and {change.removeprefix('set ')}"
-        faults = [refusal(title, message, change, "parallelism.ep")]
-    faults += node_faults(plan, title)
-    if par.expert_tp > 1:
-        message = f"experts are whole on a GPU, and here {par.expert_tp} GPUs share one"
-        faults.append(refusal(title, message, "set parallelism.expert_tp: 1", "parallelism.expert_tp"))
-    if faults or moe is None:
-        yield from faults
-        return
-    yield from machine_faults(plan, title)
-    tables = slot_tables(plan)
-    if any(table.size > moe.experts for table in tables.values()):
-        message = "further copies of experts are placed by vLLM's own balancer, not by a plan"
-        yield refusal(title, message, "set expert_rule.spares: idle", "expert_rule.spares")
-    elif any((np.sort(table, axis=1).reshape(-1) != np.arange(moe.experts)).any() for table in tables.values()):
-        message = "vLLM takes no expert map, and puts experts on ranks in their order"
-        yield refusal(title, message, "set placement.policy: linear, or export sglang", "placement.policy")
-    if par.pp > 1 and par.attention_dp > 1:
-        message = "vLLM puts the stages of one TP group side by side, the plan all TP groups of one stage"
-        yield refusal(title, message, "set parallelism.pp: 1", "parallelism.pp")
-    if plan.spec.workload.micro_batches > 2:
-        message = f"vLLM overlaps two micro-batches, and the plan {plan.spec.workload.micro_batches}"
-        yield refusal(title, message, "set workload.micro_batches: 2", "workload.micro_batches")
+    """Why vLLM, or a scheduler of its nodes, cannot be told a plan. Changes that are options of vLLM's own target are none
+    here."""
+    faults = [
+        replace(fault, message=f"{title} with {fault.message}", hint=fault.hint.partition(", or export with ")[0])
+        for fault in vllm.faults(vllm_job(job))
+    ]
+    yield from faults or machine_faults(job.plan, title)
 
 
-def vllm_notes(plan: VerifiedPlan) -> Iterator[str]:
-    """What vLLM does in its own way."""
-    if plan.parallelism.leaders_gate:
-        yield "vLLM decides which GPUs of a TP group route which tokens; the plan's leaders, which route for all, are planc's own"
-
-
-def vllm_experts(plan: VerifiedPlan) -> dict[str, str | bool]:
-    """vLLM's arguments beside the parallel sizes, by their names in Python; a flag is the name with dashes."""
-    asked = plan.spec.execution.all_to_all
-    quick = plan.spec.workload.phase == "decode" if asked == "auto" else asked == "low_latency"
-    found: dict[str, str | bool] = {
-        "all2all_backend": "deepep_low_latency" if quick else "deepep_high_throughput",
-        "expert_placement_strategy": "linear",
-    }
-    return found | ({"enable_dbo": True} if plan.spec.workload.micro_batches > 1 else {})
+def vllm_recipe(job: Job) -> list[tuple[str, bytes]]:
+    """How the checkpoint is relabelled, where it has to be: a file, or none."""
+    return [(name, content) for name, content in vllm.files(vllm_job(job)) if name == vllm.RECIPE]

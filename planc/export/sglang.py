@@ -76,8 +76,10 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
             name=plan.spec.name,
             target=TARGET,
             model=job.model,
+            map=MAP,
             instances=instances(plan),
             arguments=arguments(plan),
+            stages=[end - first for first, end in plan.parallelism.stages],
             notes=list(notes(job)),
         ),
     )

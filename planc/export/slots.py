@@ -11,9 +11,8 @@ import numpy as np
 
 from planc.diagnostics import Diagnostic
 from planc.export.target import refusal
+from planc.placement.expert_map import EMPTY
 from planc.verify import VerifiedPlan
-
-EMPTY = -1
 
 
 def slot_tables(plan: VerifiedPlan) -> dict[int, np.ndarray]:

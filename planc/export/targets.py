@@ -15,6 +15,9 @@ from planc.verify import VerifiedPlan
 #: name on the command line, and of the folder -> module with the `TARGET`; adding one is a line here
 TARGETS = {
     "sglang": "planc.export.sglang",
+    "trtllm": "planc.export.trtllm",
+    "vllm": "planc.export.vllm",
+    "vllm-ascend": "planc.export.vllm_ascend",
     "chakra": "planc.export.chakra",
     "lws": "planc.export.lws",
     "kserve": "planc.export.kserve",

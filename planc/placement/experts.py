@@ -89,7 +89,9 @@ def place_experts(spec: Spec, par: Parallelism) -> Placement:
     if moe is None:
         return Placement(par, {}, 0, False)
     nodes = spec.cluster.node_of_rank[: par.ep : par.expert_tp]
-    policy = POLICIES.get(spec.policy, linear)  # where traffic decides, linear stands in: it holds as many copies
+    policy = POLICIES.get(
+        spec.policy, linear
+    )  # where traffic or a map decides, linear stands in: it holds as many copies
     worst = 0
     if isinstance(rule, ExpertRule) and rule.scope == "model":
         for first, end in par.stages:
@@ -114,6 +116,26 @@ def place_experts(spec: Spec, par: Parallelism) -> Placement:
         layers = dict.fromkeys(spec.model.moe_layer_ids, shared)
     relaxed = isinstance(rule, ExpertRule) and worst > rule.slots_per_gpu
     return Placement(par, layers, worst, relaxed)
+
+
+def placement_of(spec: Spec, par: Parallelism, tables: np.ndarray) -> Placement:
+    """The placement of slot tables int32 [MoE layers, holders, slots], -1 where a slot is empty; layers with equal tables
+    share one object."""
+    shared: dict[bytes, LayerPlacement] = {}
+    layers: dict[int, LayerPlacement] = {}
+    for layer, table in zip(spec.model.moe_layer_ids, tables, strict=True):
+        key = table.tobytes()
+        if key not in shared:
+            holder, slot = np.nonzero(table >= 0)
+            shared[key] = layer_placement(table[holder, slot], holder * par.expert_tp)
+        layers[layer] = shared[key]
+    rule = spec.expert_rule
+    if isinstance(rule, ExpertRule) and rule.scope == "model":
+        inside = [np.array([a <= i < b for i in spec.model.moe_layer_ids]) for a, b in par.stages]
+        rounds = max(int((tables[part] >= 0).sum(axis=(0, 2)).max(initial=0)) for part in inside)
+    else:
+        rounds = max(part.rounds for part in layers.values())
+    return Placement(par, layers, rounds, isinstance(rule, ExpertRule) and rounds > rule.slots_per_gpu)
 
 
 def fill_spares(holder: np.ndarray, holders: int, slots: int, load: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

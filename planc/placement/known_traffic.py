@@ -7,21 +7,20 @@ from dataclasses import replace
 from functools import partial
 from math import isclose
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from planc.diagnostics import Diagnostic, PlancError
 from planc.placement.degrees import Placed
-from planc.placement.expert_map import read_map
-from planc.placement.experts import LayerPlacement, Placement, layer_placement
+from planc.placement.expert_map import named_at, spec_map
+from planc.placement.experts import Placement, placement_of
 from planc.placement.memory import memory_table
 from planc.placement.mesh import Parallelism, step_tokens
 from planc.planner import Certificate, Fabric, Group, Problem, Width, certificate, plan_groups, tables_of
 from planc.planner.layer import MODES
 from planc.planner.objectives import layer_links
 from planc.planner.plan import cut_samples, layer_sample
-from planc.planner.tables import EMPTY, table_of
+from planc.planner.tables import table_of
 from planc.routing import Expected, Skew, Traffic, generated, load_traffic
 from planc.spec import ExpertRule, Spec
 from planc.spec.deployment import TrafficSpec
@@ -29,7 +28,6 @@ from planc.spec.model import Moe, expert_parameters
 from planc.topology import topology
 
 Progress = Callable[[int, int], None]
-T = TypeVar("T")
 
 
 def place_for_traffic(spec: Spec, placed: Placed, *, workers: int = 1, progress: Progress | None = None) -> Placed:
@@ -55,7 +53,7 @@ def place_for_traffic(spec: Spec, placed: Placed, *, workers: int = 1, progress:
         tokens=float(step_tokens(spec, par).source * sources),
         expert_bytes=expert_parameters(spec.model) * spec.model.bytes_of("expert_weights"),
     )
-    placement = _placement(spec, par, tables_of(planned))
+    placement = placement_of(spec, par, tables_of(planned))
     return replace(placed, placement=placement, memory=memory_table(spec, par, placement), certificate=record)
 
 
@@ -92,24 +90,15 @@ def spec_traffic(spec: Spec, par: Parallelism, asked: TrafficSpec, path: str) ->
             seed=asked.seed,
         )
     expected = Expected(model.layers, model.moe_layer_ids, moe.experts, moe.top_k, model.name)
-    return _at(spec, f"{path}.file", lambda: load_traffic(spec.folder / asked.file, expect=expected))
+    try:
+        return load_traffic(spec.folder / asked.file, expect=expected)
+    except PlancError as error:
+        raise named_at(spec, f"{path}.file", error) from None
 
 
 def skew_of(asked: TrafficSpec, moe: Moe) -> Skew:
     """The skew that a spec's generator has, with the group limits of the model's gate."""
     return Skew(asked.popularity, asked.exponent, asked.topics, asked.strength, moe.groups, moe.top_groups)
-
-
-def _at(spec: Spec, path: str, read: Callable[[], T]) -> T:
-    """What ``read`` returns; its faults say also where in the spec the file is named."""
-    try:
-        return read()
-    except PlancError as error:
-        span = spec.span(path)
-        where = (f"named at {span.file}:{span.line} ({path})",) if span else ()
-        raise PlancError(
-            Diagnostic(d.code, d.message, d.path, d.span, d.hint, (*d.related, *where)) for d in error.diagnostics
-        ) from None
 
 
 def groups_of(spec: Spec, par: Parallelism, current: np.ndarray | None) -> Iterator[Group]:
@@ -146,37 +135,7 @@ def _room(spec: Spec, par: Parallelism, needed: int) -> tuple[int, int]:
 
 
 def _current_map(spec: Spec, par: Parallelism) -> np.ndarray | None:
-    name, model = spec.placement.current, spec.model
-    if not name:
-        return None
-    assert model.moe is not None
-    experts, path = model.moe.experts, Path(spec.folder) / name
-    return _at(
-        spec,
-        "placement.current",
-        lambda: read_map(
-            path, experts=experts, holders=par.holders, moe_layers=model.moe_layer_ids, layers=model.layers
-        ),
-    )
-
-
-def _placement(spec: Spec, par: Parallelism, tables: np.ndarray) -> Placement:
-    """Tables by MoE layer as a placement; layers with equal tables share one object."""
-    shared: dict[bytes, LayerPlacement] = {}
-    layers: dict[int, LayerPlacement] = {}
-    for layer, table in zip(spec.model.moe_layer_ids, tables, strict=True):
-        key = table.tobytes()
-        if key not in shared:
-            holder, slot = np.nonzero(table != EMPTY)
-            shared[key] = layer_placement(table[holder, slot], holder * par.expert_tp)
-        layers[layer] = shared[key]
-    rule = spec.expert_rule
-    if isinstance(rule, ExpertRule) and rule.scope == "model":
-        inside = [np.array([a <= i < b for i in spec.model.moe_layer_ids]) for a, b in par.stages]
-        rounds = max(int((tables[part] != EMPTY).sum(axis=(0, 2)).max(initial=0)) for part in inside)
-    else:
-        rounds = max(part.rounds for part in layers.values())
-    return Placement(par, layers, rounds, isinstance(rule, ExpertRule) and rounds > rule.slots_per_gpu)
+    return spec_map(spec, par, "current") if spec.placement.current else None
 
 
 def link_faults(

@@ -1,6 +1,7 @@
 """Placement policies: which holder of an EP group gets which expert. A new policy is one function and one line.
 
-These know no traffic. The policy `topology` does, and plans layer by layer: `planc.placement.known_traffic`.
+These know no traffic. The policy `topology` does, and plans layer by layer: `planc.placement.known_traffic`; `given` takes what
+a file says: `planc.placement.given`.
 """
 
 from __future__ import annotations
@@ -44,4 +45,4 @@ def _index_in_node(node_of_holder: np.ndarray) -> np.ndarray:
 POLICIES: dict[str, Policy] = {"linear": linear, "round_robin": round_robin}
 
 #: what a spec may name
-POLICY_NAMES = ("auto", *POLICIES, "topology")
+POLICY_NAMES = ("auto", *POLICIES, "topology", "given")

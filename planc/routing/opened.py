@@ -45,6 +45,7 @@ _SHAPES = {
     "expert_load": _LOADS,
     "weight": _LOADS,
     "physical_to_logical_map": ((2,), "[layers, physical experts]"),
+    "phy2log": ((2,), "[layers, physical experts]"),
 }
 #: what a file is about, the first of these that it has -> what may stand beside it
 _KEYS = {
@@ -55,7 +56,15 @@ _KEYS = {
     "weight": (),
 }
 _KEYS_HINT = "planc reads the keys " + ", ".join(f"`{key}`" for key in _KEYS)
-_WHOLE = {"topk_ids", "topk_ids of a line", "source_rank", "experts", "num_experts", "physical_to_logical_map"}
+_WHOLE = {
+    "topk_ids",
+    "topk_ids of a line",
+    "source_rank",
+    "experts",
+    "num_experts",
+    "physical_to_logical_map",
+    "phy2log",
+}
 _NPZ_HINT = 'save plain arrays of numbers: np.savez("trace.npz", topk_ids=np.asarray(ids, dtype=np.int32))'
 _KINDS_HINT = "planc reads .npz, .npy, .jsonl and .json files; " + _KEYS_HINT.removeprefix("planc reads ")
 _TWO_OBJECTS = re.compile(rb"\s*\{[^\n]*\}[ \t\r]*\n\s*\{")  # an object on one line and then another
@@ -93,7 +102,7 @@ def open_arrays(data: bytes, file: str) -> Opened:
     if data[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return _open_npz(data, file)
     if data.startswith(b"\x93NUMPY"):
-        return Opened(file, "weight", {"weight": _npy(data, "weight", file)})
+        return Opened(file, "weight", {"weight": npy_array(data, "weight", file)})
     if ending in (".jsonl", ".ndjson") or _TWO_OBJECTS.match(data):
         return _open_lines(data, file)
     if data.strip() and (ending == ".json" or head.lstrip()[:1] in (b"{", b"[")):
@@ -114,6 +123,12 @@ def open_arrays(data: bytes, file: str) -> Opened:
 
 def _open_npz(data: bytes, file: str) -> Opened:
     """The arrays of a zip of npy files that planc knows; others are not unpacked."""
+    names, read = npz_members(data, file)
+    return _pick(names, read, file)
+
+
+def npz_members(data: bytes, file: str) -> tuple[list[str], Callable[[str], np.ndarray]]:
+    """(names of the arrays in a zip of npy files, what reads one of them). Raises PlancError PLN021."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -132,12 +147,12 @@ def _open_npz(data: bytes, file: str) -> Opened:
                 raw = member.read(members[key].file_size)  # a size given bounds what is unpacked, whatever the zip says
         except _ZIP_FAULTS as error:
             raise PlancError([_damaged(file, f"`{key}`", error)]) from None
-        return _npy(raw, key, file)
+        return npy_array(raw, key, file)
 
-    return _pick(members, read, file)
+    return list(members), read
 
 
-def _npy(raw: bytes, key: str, file: str) -> np.ndarray:
+def npy_array(raw: bytes, key: str, file: str) -> np.ndarray:
     """The array of an npy file's bytes, without a copy. Its header is checked against its bytes before anything is
     allocated, and arrays of objects are refused: those are pickles."""
     handle = io.BytesIO(raw)

@@ -217,7 +217,7 @@ def first_gpus(cluster: Cluster, gpus: int) -> Cluster:
 
 def spec_of(spec: Spec, shape: Shape, batch: int, *, prefill_chunk: int = 0) -> Spec:
     """The deployment spec of a candidate: what `planc build` compiles to its plan; with ``prefill_chunk`` prompt tokens of a TP
-    group, a prefill step. Traffic is left out: candidates are compared under even routing."""
+    group, a prefill step. Traffic is left out: candidates are compared under even routing; and so is a map, which fits one shape."""
     work: dict[str, Any] = {"batch": batch, "phase": "decode", "micro_batches": shape.micro_batches}
     if prefill_chunk:
         work |= {"phase": "prefill", "prefill_chunk": prefill_chunk}
@@ -231,6 +231,8 @@ def spec_of(spec: Spec, shape: Shape, batch: int, *, prefill_chunk: int = 0) -> 
         "traffic": None,
         "scenarios": {},
     }
+    if spec.policy == "given":
+        changes["placement"] = spec.placement.model_copy(update={"policy": "linear", "map": ""})
     if shape.dtypes:
         changes["model"] = _with_dtypes(spec.model, dict(shape.dtypes))
     return with_cluster(spec, shape.gpus).model_copy(update=changes)

@@ -129,6 +129,14 @@ def _options(spec: Spec) -> Iterator[Diagnostic]:
         if sum(asked.stages) != spec.model.layers:
             message = f"the stages hold {sum(asked.stages)} layers together; the model has {spec.model.layers}"
             yield spec.fault("PLN108", message, "parallelism.stages")
+    place = spec.placement
+    if place.map and spec.policy != "given":
+        message = f"placement.map is what the policy `given` reads, and the policy is `{place.policy}`"
+        yield spec.fault("PLN111", message, "placement.map", "set placement.policy: given, or remove the map")
+    elif spec.policy == "given" and not place.map:
+        yield spec.fault("PLN011", "the policy `given` takes an expert map", "placement", "add `map: FILE`")
+    elif place.map and spec.model.moe is None:
+        yield spec.fault("PLN111", "the model has no experts for a map to place", "placement.map", "remove the map")
     for path, traffic in [("traffic", spec.traffic), *((f"scenarios.{k}", v) for k, v in spec.scenarios.items())]:
         if traffic is None:
             continue

@@ -113,9 +113,10 @@ RuleOrNone = Annotated[ExpertRule | Literal["none"], BeforeValidator(_read_rule)
 
 class PlacementSpec(Strict):
     """How experts are assigned to ranks. ``policy``: a key of `planc.placement.POLICIES`, or `topology`, which plans for
-    known traffic and the links it takes; `auto` is `topology` where the spec gives traffic, else `linear`."""
+    known traffic and the links it takes, or `given`, which takes an expert map from a file; `auto` is `given` where the spec
+    names a map, else `topology` where it gives traffic, else `linear`."""
 
-    policy: Name = Field(default="auto", description="auto, linear, round_robin or topology")
+    policy: Name = Field(default="auto", description="auto, linear, round_robin, topology or given")
     objective: Literal["link", "balance"] = Field(
         default="link", description="topology: what comes first, the busiest link or the fullest GPU"
     )
@@ -125,6 +126,9 @@ class PlacementSpec(Strict):
     seed: Annotated[int, Field(ge=0, le=2**31)] = Field(default=0, description="topology: seed of the search")
     current: Annotated[str, Field(max_length=1000)] = Field(
         default="", description="topology: file of the expert map that runs now; fewest bytes are moved from it"
+    )
+    map: Annotated[str, Field(max_length=1000)] = Field(
+        default="", description="given: file of an expert map, as an engine or a balancer writes it"
     )
 
 
@@ -215,13 +219,15 @@ class Spec(Strict):
         rule = self.expert_rule
         if not isinstance(rule, ExpertRule):
             return False
-        return rule.spares == "replicate" or (rule.spares == "auto" and self.traffic is not None)
+        known = self.traffic is not None or self.policy == "given"
+        return rule.spares == "replicate" or (rule.spares == "auto" and known)
 
     @property
     def policy(self) -> str:
         """The placement policy, `auto` resolved."""
-        asked = self.placement.policy
-        return asked if asked != "auto" else "linear" if self.traffic is None else "topology"
+        if self.placement.policy != "auto":
+            return self.placement.policy
+        return "given" if self.placement.map else "linear" if self.traffic is None else "topology"
 
     @property
     def sources(self) -> dict[str, str]:

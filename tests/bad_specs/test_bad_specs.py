@@ -64,6 +64,10 @@ ELSEWHERE = {
     "PLN501": "cli/test_cli.py",
     "PLN502": "cli/test_export_command.py",
     "PLN503": "export/test_export_sglang.py",
+    "PLN504": "export/test_export_permutation.py",
+    "PLN505": "export/test_export_permutation.py",
+    "PLN506": "export/test_export_permutation.py",
+    "PLN507": "export/test_export_permutation.py",
     "PLN508": "export/test_export_chakra.py",
     "PLN900": "cli/test_cli.py",
 } | {f"PLN3{n:02}": "verify/test_mutations.py" for n in (*range(1, 16), 17)}

@@ -131,7 +131,7 @@ REFUSALS = {
     "a model without experts": (("--cluster", "dense.yaml"), "PLN023"),
     "no such cluster": (("--cluster", "h100-6x"), "PLN007"),
     "a current map of another cluster": (("--current", "other.json"), "PLN025"),
-    "a current map that is none": (("--current", "day.npz"), "PLN002"),
+    "a current map that is none": (("--current", "day.npz"), "PLN024"),
     "a scenario of another shape": (("--scenario", "wide.npz"), "PLN023"),
     "a scenario that is not there": (("--scenario", "gone.npz"), "PLN001"),
 }

@@ -52,6 +52,16 @@ def test_the_answer_as_json(run: Run) -> None:
     assert found["baselines"][0]["tps"] == planc.compile(planc.load_spec(SPEC)).estimate().tps
 
 
+def test_a_map_of_the_spec_is_left_out(run: Run, result: Path) -> None:
+    """It fits one shape; candidates have their experts placed in order, and so has the plan that is built."""
+    Path("map.json").write_text(json.dumps([list(range(8))] * 32))
+    mapped = ("--set", f"placement.map={Path('map.json').absolute()}", "--build", "plan")
+    found = run("search", SPEC, *SMALL, *mapped, "--json")
+    assert found.status == 0 and "the map of the spec fits one shape" in found.err
+    assert found.json["winner"] == json.loads((result / "result.json").read_text())["winner"]
+    assert planc.load_plan(Path("plan")).spec.policy == "linear"
+
+
 def test_the_answer_in_words(run: Run) -> None:
     answer = run("search", SPEC, *SMALL, "--tpot", "25ms", "--gpu-hour", "2")
     assert answer.status == 0

@@ -98,6 +98,63 @@ def test_bytes_of_dispatch_are_those_of_the_plan(tmp_path: Path, way: str) -> No
     assert told == pytest.approx(total, rel=0 if way == "p2p" else 1e-3)
 
 
+def test_the_largest_chunk_stands_for_all(tmp_path: Path) -> None:
+    """`max` is what the fullest pair sends, times the ranks: never less than `mean`, and more where traffic is skewed."""
+    traffic = {"popularity": "zipf", "exponent": 1.5, "tokens": 256}
+    plan = planc.compile(small_spec(traffic=traffic, workload={"batch": 4096}))
+    sizes = {}
+    for way in ("mean", "max", "p2p"):
+        traces = read_traces(written(tmp_path / way, plan, all_to_all=way))
+        of_dispatch = [node for node in traces.ranks[0] if node.attributes["planc.op"] == "dispatch"]
+        layer = [node for node in of_dispatch if node.attributes["planc.layer"] == 0]
+        sizes[way] = [int(node.attributes["comm_size"]) for node in layer if way != "p2p" or node.type == wire.SEND]
+        if way == "p2p":
+            sent = {}
+            for rank, nodes in enumerate(traces.ranks):
+                for node in nodes:
+                    told = node.attributes
+                    if node.type == wire.SEND and (told["planc.op"], told["planc.layer"]) == ("dispatch", 0):
+                        sent[rank, told["comm_dst"]] = int(told["comm_size"])
+    assert sizes["max"] == [8 * max(sent.values())] and sizes["mean"] == [8 * -(-sum(sent.values()) // 56)]
+    assert sizes["max"] > sizes["mean"]
+
+
+@pytest.mark.parametrize(
+    ("execution", "words"),
+    [
+        ({"expert_chunks": 4}, "all that dispatch brings"),
+        ({"compute_streams": 2, "communication_streams": 2}, "one slot"),
+    ],
+)
+def test_what_a_simulator_does_otherwise_is_said(tmp_path: Path, execution: dict[str, int], words: str) -> None:
+    plan = planc.compile(small_spec(execution=execution, workload={"batch": 512, "micro_batches": 2}))
+    folder = written(tmp_path, plan)
+    traces = read_traces(folder)
+    assert replay(traces) >= max(int(node.attributes["planc.ns"]) for nodes in traces.ranks for node in nodes) / 1e9
+    assert words in (folder / "run.sh").read_text()
+
+
+def test_fields_of_later_versions_are_passed_over(tmp_path: Path) -> None:
+    """Every wire type, in nodes and attributes; what no protobuf may hold is refused."""
+    folder = written(tmp_path, planc.compile(small_spec()))
+    path, before = folder / "trace.0.et", read_traces(folder)
+    plain = path.read_bytes()
+    later = b"\xf8\x3f\x05" + b"\xfa\x3f\x02ab" + b"\xf9\x3f" + bytes(8) + b"\xfd\x3f" + bytes(4)  # field 1023
+    path.write_bytes(plain + wire.node(9999, wire.head("x", wire.COMP), (1,), (), later))
+    after = read_traces(folder)
+    assert after.ranks[0][:-1] == before.ranks[0] and after.ranks[0][-1].attributes == {}
+    for broken, words in (
+        (b"\xf8\x3f" + b"\x80" * 10 + b"\x01", "longer than 64 bits"),
+        (b"\xf8\x3f" + b"\xff" * 9 + b"\x7f", "longer than 64 bits"),
+        (b"\xf8\x3f\x80", "cut off"),
+        (b"\xfb\x3f", "wire type 3"),
+        (b"\x00\x01", "number 0"),
+    ):
+        path.write_bytes(plain + wire.node(9999, wire.head("x", wire.COMP), (1,), (), broken))
+        with pytest.raises(planc.PlancError, match=words):
+            read_traces(folder)
+
+
 def test_durations_are_whole_ns_in_the_roofline(tmp_path: Path) -> None:
     for nodes in read_traces(written(tmp_path, planc.compile(small_spec()))).ranks:
         for node in nodes:

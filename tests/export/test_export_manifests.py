@@ -4,8 +4,10 @@ it, manifests pass reduced schemas, and what cannot be told is refused with a ch
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +23,8 @@ from manifest_schemas import NAME, faults, schema_of
 from random_specs import specs
 from small_specs import small_spec
 from test_export_sglang import NAMES, launched, parsed, plan_of
+from test_export_vllm import launched as vllm_launched
+from test_export_vllm import parsed as vllm_parsed
 
 import planc
 from planc.export import manifests, refusals, target, write
@@ -246,7 +250,7 @@ def sglang(words: list[str]) -> Namespace:
 
 def compared(found: Namespace) -> dict[str, Any]:
     """Arguments of SGLang, without what each form gives in its own way, which is checked apart."""
-    own = ("dist_init_addr", "base_gpu_id", "host", "port", "init_expert_location")
+    own = ("dist_init_addr", "base_gpu_id", "host", "port", "init_expert_location", "stages")
     return {key: value for key, value in vars(found).items() if key not in own}
 
 
@@ -300,33 +304,79 @@ def test_stages_have_the_plan_s_layers(tmp_path: Path) -> None:
     assert not any("LAYER_PARTITION" in (tmp_path / form / FILES[form]).read_text() for form in [*SGLANG, "ray"])
 
 
-def test_micro_batches_are_a_switch(tmp_path: Path) -> None:
-    spec = small_spec(**SMALL["all nodes"], workload={"micro_batches": 2})
-    write(planc.compile(spec), ALL, tmp_path, model=MODEL, image=IMAGE)
+def by_kserve(folder: Path) -> list[str]:
+    """vLLM's arguments as KServe's preset makes them: of `parallelism`, and a variable that a shell reads."""
+    spec = manifest(folder, "kserve", "LLMInferenceService")["spec"]
+    par, [head], [worker] = spec["parallelism"], spec["template"]["containers"], spec["worker"]["containers"]
+    assert (
+        head == worker and head["image"] == IMAGE and [one["name"] for one in head["env"]] == ["VLLM_ADDITIONAL_ARGS"]
+    )
+    words = ["m", "--tensor-parallel-size", str(par["tensor"]), "--data-parallel-size", str(par["data"])]
+    return [*words, *["--enable-expert-parallel"] * par["expert"], *shlex.split(head["env"][0]["value"])]
+
+
+def by_ray(folder: Path) -> list[str]:
+    """vLLM's arguments as Ray's `engine_kwargs` mean them."""
+    [app] = manifest(folder, "ray")["applications"]
+    config = app["args"].get("llm_config") or app["args"]["llm_configs"][0]
+    words = ["m"]
+    for name, value in config["engine_kwargs"].items():
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [text])
+    return words
+
+
+COPIES = {"model": {"moe": {"experts": 6, "top_k": 2, "intermediate": 32}}, "expert_rule": {"spares": "replicate"}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "two micro-batches": SMALL["all nodes"] | {"workload": {"micro_batches": 2}},
+    "four micro-batches": SMALL["all nodes"] | {"workload": {"micro_batches": 4}},
+    "prefill": SMALL["all nodes"] | {"workload": {"phase": "prefill"}},
+    "copies": COPIES | {"parallelism": {"dp": 1, "pp": 1, "ep": 8, "tp": 1}},
+    "one TP group": {"parallelism": {"dp": 2, "pp": 1, "ep": 4, "tp": 4}, "expert_rule": {"on_overflow": "rounds"}},
+}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "stages", *VARIANTS])
+def test_vllm_starts_as_its_own_script_starts_it(name: str, tmp_path: Path) -> None:
+    plan = planc.compile(small_spec(**VARIANTS[name])) if name in VARIANTS else any_plan(name)
+    forms = [form for form in VLLM if not refusals(plan, [form])[form]]
+    assert forms == (["ray"] if name == "stages" else VLLM)
+    write(plan, ["vllm", *forms], tmp_path, model=MODEL, image=IMAGE)
+    own = vars(vllm_launched(tmp_path / "vllm", "0", "0", "leader"))
+    for form in forms:
+        found = vars(vllm_parsed(by_ray(tmp_path) if form == "ray" else by_kserve(tmp_path)))
+        sizes = ("data_parallel_size", "tensor_parallel_size", "pipeline_parallel_size")
+        assert [found[size] or 1 for size in sizes] == [own[size] or 1 for size in sizes]
+        for flag in (
+            "all2all_backend",
+            "expert_placement_strategy",
+            "enable_expert_parallel",
+            "enable_dbo",
+            "ubatch_size",
+        ):
+            assert found[flag] == own[flag], (form, flag)
+        for flag in ("dbo_decode_token_threshold", "dbo_prefill_token_threshold", "enable_eplb", "eplb_config"):
+            assert found[flag] == own[flag], (form, flag)
+
+
+def test_two_batches_overlap_in_sglang(tmp_path: Path) -> None:
+    write(planc.compile(small_spec(**VARIANTS["two micro-batches"])), SGLANG, tmp_path, model=MODEL, image=IMAGE)
     for words in (in_pods(tmp_path, 1), by_operator(tmp_path, 1), *batch(tmp_path, 2)):
         assert sglang(words).enable_two_batch_overlap is True
-    [app] = manifest(tmp_path, "ray")["applications"]
-    assert app["args"]["llm_config"]["engine_kwargs"]["enable_dbo"] is True
-    [container] = manifest(tmp_path, "kserve", "LLMInferenceService")["spec"]["worker"]["containers"]
-    assert "--enable-dbo" in container["env"][0]["value"].split()
 
 
-@pytest.mark.parametrize(
-    ("asked_for", "phase", "backend"),
-    [
-        ("auto", "decode", "deepep_low_latency"),
-        ("auto", "prefill", "deepep_high_throughput"),
-        ("normal", "decode", "deepep_high_throughput"),
-        ("low_latency", "prefill", "deepep_low_latency"),
-    ],
-)
-def test_vllm_is_told_the_plan_s_all_to_all(asked_for: str, phase: str, backend: str, tmp_path: Path) -> None:
-    spec = small_spec(**SMALL["all nodes"], workload={"phase": phase}, execution={"all_to_all": asked_for})
-    write(planc.compile(spec), VLLM, tmp_path)
-    [app] = manifest(tmp_path, "ray")["applications"]
-    assert app["args"]["llm_config"]["engine_kwargs"]["all2all_backend"] == backend
-    [container] = manifest(tmp_path, "kserve", "LLMInferenceService")["spec"]["template"]["containers"]
-    assert f"--all2all-backend {backend} --expert-placement-strategy linear" == container["env"][0]["value"]
+@pytest.mark.parametrize("form", VLLM)
+def test_another_placement_is_a_checkpoint_relabelled(form: str, tmp_path: Path) -> None:
+    spec = SMALL["one a node"] | {"placement": {"policy": "round_robin"}}
+    plan = planc.compile(small_spec(**spec))
+    write(plan, [form, "vllm"], tmp_path, options={"vllm.map": "pr-49572"})  # which is vllm's own
+    assert not (tmp_path / "vllm" / "permutation.json").exists()
+    write(plan, [form, "vllm"], tmp_path)
+    recipe = (tmp_path / "vllm" / "permutation.json").read_bytes()
+    assert (tmp_path / form / "permutation.json").read_bytes() == recipe
+    assert "relabelled" in (tmp_path / form / FILES[form]).read_text()
+    write(any_plan("one a node"), [form], tmp_path)
+    assert not (tmp_path / form / "permutation.json").exists()
 
 
 def test_instances_that_share_a_node_have_ports_of_their_own(tmp_path: Path) -> None:
@@ -559,8 +609,6 @@ def test_the_same_plan_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 RANKS = {"dp": 1, "pp": 1, "ep": 8, "tp": 1}
-SIX = {"model": {"moe": {"experts": 6, "top_k": 2, "intermediate": 32}}, "parallelism": RANKS}
-ON_SIX = {"parallelism": RANKS | {"ep": 6}, "cluster": {"groups": [{"nodes": 2, "gpus_per_node": 3}]}}
 MIXED = [
     {"name": "a", "nodes": 1, "gpus_per_node": 4},
     {"name": "b", "nodes": 1, "gpus_per_node": 4, "gpu": "h100-sxm"},
@@ -569,8 +617,7 @@ TWO_STAGES = {"parallelism": {"dp": 1, "pp": 2, "ep": 4, "tp": 2}, "expert_rule"
 #: why -> the spec, forms that refuse it, words of the message, the change that the hint asks for
 REFUSED: dict[str, tuple[dict[str, Any], list[str], str, dict[str, Any]]] = {
     "dense": ({"model": {"moe": None, "dense_mlp": {"intermediate": 64}}}, ALL, "no experts", {}),
-    "idle": (SIX | {"expert_rule": {"spares": "idle"}}, ALL, "8 ranks", ON_SIX),
-    "copies": (SIX | {"expert_rule": {"spares": "replicate"}}, VLLM, "6 experts do not divide over 8 ranks", ON_SIX),
+    "idle": (COPIES | {"expert_rule": {"spares": "idle"}, "parallelism": RANKS}, ALL, "2 of 8 slots empty", COPIES),
     "a layer on each half": (
         {
             "model": {"moe": {"experts": 4, "top_k": 2, "intermediate": 32}},
@@ -578,20 +625,14 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str, dict[str, Any]]] = {
             "parallelism": RANKS,
         },
         ALL,
-        "",
+        "different layers are on different GPUs",
         {"expert_rule": {"scope": "layer"}, "parallelism": RANKS | {"dp": 2, "ep": 4}},
     ),
-    "more copies": (
+    "other copies": (
         {"parallelism": RANKS, "expert_rule": {"slots_per_gpu": 2, "spares": "replicate"}},
         VLLM,
-        "own balancer",
-        {"expert_rule": {"slots_per_gpu": 2, "spares": "idle"}},
-    ),
-    "order": (
-        {"parallelism": RANKS | {"dp": 2, "ep": 4}, "placement": {"policy": "round_robin"}},
-        VLLM,
-        "no expert map",
-        {"placement": {"policy": "linear"}},
+        "no numbering",
+        {"expert_rule": {"slots_per_gpu": 1, "spares": "replicate"}},
     ),
     "shared expert": ({"parallelism": RANKS | {"expert_tp": 2}}, ALL, "2 GPUs share one", {"parallelism": RANKS}),
     "two kinds": (
@@ -621,7 +662,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str, dict[str, Any]]] = {
         "1 GPUs on one node and 3",
         {"cluster": {"groups": [{"nodes": 1, "gpus_per_node": 4}]}},
     ),
-    "stages of several TP groups": (TWO_STAGES, VLLM, "side by side", {"parallelism": RANKS}),
+    "stages of several TP groups": (TWO_STAGES, VLLM, "stages of 4 GPUs", {"parallelism": RANKS}),
     "stages": (SMALL["stages"], ["kserve"], "without expert parallelism", {"parallelism": RANKS}),
     "TP over nodes": (
         {
@@ -632,12 +673,6 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str, dict[str, Any]]] = {
         "a TP group of 8 GPUs spans nodes",
         {"parallelism": {"dp": 1, "pp": 1, "ep": 8, "tp": 4}},
     ),
-    "four micro-batches": (
-        {"parallelism": RANKS, "workload": {"micro_batches": 4}},
-        VLLM,
-        "two",
-        {"workload": {"micro_batches": 2}},
-    ),
 }
 
 
@@ -647,7 +682,7 @@ def test_what_is_another_plan_is_refused_and_the_change_helps(why: str, tmp_path
     found = refusals(planc.compile(small_spec(**spec)), ALL)
     assert [form for form in ALL if found[form]] == [form for form in ALL if form in forms]
     for form in forms:
-        assert all(fault.code == "PLN503" and fault.hint for fault in found[form])
+        assert all(fault.code == "PLN503" and fault.hint and "--option" not in fault.hint for fault in found[form])
         assert any(words in fault.message for fault in found[form]), found[form]
         assert all(fault.message.startswith(target(form).title) for fault in found[form])
     with pytest.raises(planc.PlancError):

@@ -15,7 +15,8 @@ from small_specs import small_spec
 
 import planc
 from planc.export import refusals, write
-from planc.export.slots import EMPTY, slot_tables
+from planc.export.slots import slot_tables
+from planc.placement.expert_map import EMPTY
 
 #: options of SGLang 0.5.23 that the script uses: their choices, or their type. Read in its wheel, sglang/srt/arg_groups/fields
 #: (parallel.py, exec_.py, model.py, device.py), where a field's name with dashes is the flag.
@@ -35,6 +36,7 @@ OPTIONS: dict[str, Any] = {
     "--ep-dispatch-algorithm": ["static", "dynamic", "fake", "lp"],
     "--enable-two-batch-overlap": None,
     "--init-expert-location": str,
+    "--stages": str,  # not an option: the environment variable, as the stand-in for Python tells it
 }
 NAMES = ["moe-61l-ep64-dp2", "deepseek-v3-ep256", "deepseek-v3-128gpu", "qwen3-235b-a22b"]
 
@@ -57,7 +59,7 @@ def launched(folder: Path, *arguments: str) -> argparse.Namespace:
     """What the script gives SGLang on a node."""
     fake = folder / "bin"
     fake.mkdir(exist_ok=True)
-    (fake / "python3").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (fake / "python3").write_text('#!/bin/sh\nprintf "%s\\n" "$@" "--stages=$SGLANG_PP_LAYER_PARTITION"\n')
     (fake / "python3").chmod(0o755)
     bash = shutil.which("bash")
     assert bash, "the script is for bash, which this machine lacks"
@@ -110,13 +112,25 @@ def test_nodes_start_what_the_plan_says(name: str, tmp_path: Path) -> None:
         assert found.dist_init_addr == f"10.0.0.1:{20000 + instance}"
         assert found.nnodes * plan.spec.cluster.groups[0].gpus_per_node == max(8, par.replica_size)
         assert (found.attn_dp_size or 1) * par.tp == found.tp_size == found.ep_size == par.ep
-        assert found.ep_dispatch_algorithm == "static" and found.init_expert_location == "expert_location.json"
+        assert (
+            found.ep_dispatch_algorithm == "static"
+            and Path(found.init_expert_location) == tmp_path / "sglang" / "expert_location.json"
+        )
         slots = next(iter(slot_tables(plan).values())).size
         assert (found.ep_num_redundant_experts or 0) == slots - moe.experts
     assert gpus == par.world_size
     assert launched(tmp_path / "sglang", "0", "1", "host:99").dist_init_addr == "host:99"
     with pytest.raises(subprocess.CalledProcessError):
         launched(tmp_path / "sglang", str(par.dp), "0", "host")
+
+
+def test_stages_have_the_plan_s_layers(tmp_path: Path) -> None:
+    """Left alone, the engine shares layers out in its own way, and another GPU would hold some of them."""
+    degrees = {"dp": 1, "pp": 2, "ep": 4, "tp": 1, "stages": [3, 1]}
+    plan = planc.compile(small_spec(model={"layers": 4}, parallelism=degrees, workload={"batch": 8}))
+    write(plan, ["sglang"], tmp_path, model="m")
+    found = launched(tmp_path / "sglang", "0", "1", "h")
+    assert (found.pp_size, found.tp_size, found.nnodes, found.stages) == (2, 4, 2, "3,1")
 
 
 def spare(**rule: Any) -> planc.Spec:

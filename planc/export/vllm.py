@@ -1,0 +1,254 @@
+"""vLLM: a launch script, and what makes its fixed expert layout the plan's: a permutation of experts, or a map for a patch.
+
+vLLM has no option for a map. Slot p holds expert p % E, so the placement is a matter of which expert has which number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from planc.diagnostics import Diagnostic
+from planc.export.nodes import Instance, instances, node_faults
+from planc.export.permutation import Permutation, Seats, permutation_json, relabelled
+from planc.export.slots import slot_faults, slot_tables
+from planc.export.target import Job, Target, refusal, text_of
+from planc.verify import VerifiedPlan
+
+RECIPE, MAP = "permutation.json", "expert_map.json"
+_FAST_HIDDEN = (2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192)  #: hidden sizes of DeepEP's low-latency kernels
+_MOST_COPIES = 1023
+_NEVER = 10**12  #: steps after which the balancer would move experts: it starts at three quarters of them
+
+
+@dataclass(frozen=True)
+class Seating:
+    """vLLM's ranks on an instance's nodes. ``order``: position of every node of the plan in vLLM's order; ``devices``: GPUs
+    that vLLM takes in turn on each of them."""
+
+    instance: Instance
+    order: tuple[int, ...]
+    devices: tuple[int, ...]
+
+
+def seating(plan: VerifiedPlan, instance: Instance) -> Seating | None:
+    """Where vLLM's ranks are so that every one of them is a rank of the plan; None where they cannot be.
+
+    vLLM counts DP rank, stage, TP rank, and an engine, a DP rank with all of its stages, has GPUs of one node or nodes of
+    its own; the plan counts stage, TP group, rank of it.
+    """
+    par, cluster = plan.parallelism, plan.spec.cluster
+    ranks = np.arange(par.replica_size).reshape(par.pp, par.attention_dp, par.tp).swapaxes(0, 1).reshape(-1)
+    ranks += instance.number * par.replica_size
+    node = cluster.node_of_rank[ranks].reshape(-1, instance.gpus)
+    local = cluster.local_of_rank[ranks].reshape(-1, instance.gpus)
+    engine = par.pp * par.tp
+    if (node != node[:, :1]).any() or (local != local[0]).any() or (instance.gpus % engine and engine % instance.gpus):
+        return None
+    order = tuple(node[:, 0].tolist().index(number) for number in instance.nodes)
+    return Seating(instance, order, tuple(local[0].tolist()))
+
+
+def permutations(plan: VerifiedPlan) -> dict[int, tuple[int, ...] | None]:
+    """MoE layer -> old expert of every index that vLLM's layout makes the plan's placement with, None where nothing does."""
+    moe = plan.spec.model.moe
+    assert moe is not None
+    groups = moe.groups if _limited(plan) else 1
+    found: dict[int, tuple[int, ...] | None] = {}
+    known: dict[bytes, tuple[int, ...] | None] = {}
+    for layer, table in slot_tables(plan).items():
+        if table.tobytes() not in known:
+            ranks = np.arange(table.size) // table.shape[1]
+            here = _seats(np.arange(table.size) % moe.experts, ranks, moe.experts)
+            there = _seats(table.reshape(-1), ranks, moe.experts)
+            known[table.tobytes()] = relabelled(here, there, groups)
+        found[layer] = known[table.tobytes()]
+    return found
+
+
+def _seats(experts: np.ndarray, ranks: np.ndarray, count: int) -> list[Seats]:
+    found: list[list[int]] = [[] for _ in range(count)]
+    for expert, rank in zip(experts.tolist(), ranks.tolist(), strict=True):
+        found[expert].append(rank)
+    return [tuple(ranks) for ranks in found]
+
+
+def faults(job: Job) -> Iterator[Diagnostic]:
+    """What vLLM cannot be told."""
+    plan, par, title = job.plan, job.plan.parallelism, TARGET.title
+    found = [*slot_faults(plan, title), *node_faults(plan, title)]
+    if par.expert_tp > 1:
+        message = f"with expert parallelism a GPU holds whole experts, and here {par.expert_tp} GPUs share one"
+        found.append(refusal(title, message, "set parallelism.expert_tp: 1", "parallelism.expert_tp"))
+    if found:
+        yield from found
+        return
+    if any(seating(plan, one) is None for one in instances(plan)):
+        message = (
+            f"an engine, the {par.pp * par.tp} GPUs of a TP group's {par.pp} stages, has GPUs of one node or whole nodes, "
+            f"and the plan has stages of {par.ep} GPUs"
+        )
+        yield refusal(
+            title, message, "set parallelism.pp: 1, or parallelism.tp to the GPUs of a node", "parallelism.pp"
+        )
+    hidden = plan.spec.model.hidden
+    if par.attention_dp > 1 and _backend(plan) == "deepep_low_latency" and hidden > _FAST_HIDDEN[-1]:
+        message = f"its low-latency dispatch takes hidden sizes up to {_FAST_HIDDEN[-1]}, and the model has {hidden}"
+        yield refusal(title, message, "set execution.all_to_all: normal", "execution.all_to_all")
+    yield from _placement_faults(job)
+
+
+def _placement_faults(job: Job) -> Iterator[Diagnostic]:
+    plan, par, moe, title = job.plan, job.plan.parallelism, job.plan.spec.model.moe, TARGET.title
+    assert moe is not None
+    found, copies, how = permutations(plan), _redundant(plan) > 0, job.options.get("vllm.map", "permutation")
+    moved = next((layer for layer, old in found.items() if not _plain(old)), None)
+    stuck = next((layer for layer, old in found.items() if old is None), None)
+    if par.pp > 1 and (copies or (how == "pr-49572" and moved is not None)):
+        message = "its balancer, which holds further copies and other maps, expects every MoE layer on each rank, not a stage's"
+        yield refusal(title, message, "set parallelism.pp: 1", "parallelism.pp")
+    if _redundant(plan) > _MOST_COPIES:
+        message = (
+            f"its balancer holds {_MOST_COPIES} further copies of a layer at most, and the plan has {_redundant(plan)}"
+        )
+        change = f"set expert_rule.slots_per_gpu: {(moe.experts + _MOST_COPIES) // par.holders}"
+        yield refusal(title, message, change, "expert_rule.slots_per_gpu")
+    if how == "none" and moved is not None:
+        message = f"slot p holds expert p % {moe.experts}, and layer {moved} of the plan has others there"
+        change = "set placement.policy: linear, or export with --option vllm.map=permutation"
+        yield refusal(title, message, change, "placement.policy")
+    elif how == "permutation" and stuck is not None:
+        why = [f"slots from {moe.experts} on hold the first experts once more"] if copies else []
+        why += ["new groups are whole old ones, or the gate would choose other experts"] if _limited(plan) else []
+        message = f"no numbering of the experts of layer {stuck} is the plan: {'; '.join(why)}"
+        rest = ", or export with --option vllm.map=pr-49572 for a vLLM that has this change"
+        if not copies or (moe.experts <= par.holders and plan.placement.rounds == 1):
+            yield refusal(title, message, "set placement.policy: linear" + rest, "placement.policy")
+        elif moe.experts % par.holders == 0:
+            change = f"set expert_rule.slots_per_gpu: {moe.experts // par.holders}"
+            yield refusal(title, message, change + rest, "expert_rule.slots_per_gpu")
+        else:
+            change = f"set parallelism.ep to a divisor of the {moe.experts} experts"
+            yield refusal(title, message, change + rest, "parallelism.ep")
+
+
+def _plain(old: tuple[int, ...] | None) -> bool:
+    return old is not None and old == tuple(range(len(old)))
+
+
+def _limited(plan: VerifiedPlan) -> bool:
+    """Whether the gate chooses groups before experts."""
+    moe = plan.spec.model.moe
+    return moe is not None and moe.top_groups < moe.groups
+
+
+def _redundant(plan: VerifiedPlan) -> int:
+    moe = plan.spec.model.moe
+    assert moe is not None
+    return next(iter(slot_tables(plan).values())).size - moe.experts
+
+
+def _backend(plan: VerifiedPlan) -> str:
+    asked, phase = plan.spec.execution.all_to_all, plan.spec.workload.phase
+    fast = asked == "low_latency" or (asked == "auto" and phase == "decode")
+    return "deepep_low_latency" if fast else "deepep_high_throughput"
+
+
+def _extra_file(job: Job) -> str:
+    """The file that makes vLLM's layout the plan's, "" where it is."""
+    if all(_plain(old) for old in permutations(job.plan).values()):
+        return ""
+    return MAP if job.options.get("vllm.map") == "pr-49572" else RECIPE
+
+
+def notes(job: Job) -> Iterator[str]:
+    """What vLLM does in its own way."""
+    plan, par, work = job.plan, job.plan.parallelism, job.plan.spec.workload
+    extra = _extra_file(job)
+    if extra == RECIPE:
+        yield (
+            f"serve the checkpoint relabelled for the plan: planc export --apply-permutation {RECIPE} --checkpoint OLD -o NEW"
+        )
+    if extra == MAP:
+        yield f"{MAP} is read by a vLLM with the open pull request 49572 only"
+    if par.attention_dp == 1:
+        yield "without data parallelism every GPU routes all tokens, and an all-reduce takes the place of dispatch and combine"
+    elif par.leaders_gate:
+        yield "every GPU of a TP group routes its share of the tokens; the plan's leaders, which route for all, are planc's own"
+    if _redundant(plan) > 0:
+        yield "of an expert's copies a token takes one by its place in the batch"
+    if par.attention_dp > 1 and _backend(plan) == "deepep_low_latency" and plan.spec.model.hidden not in _FAST_HIDDEN:
+        wide = next((size for size in _FAST_HIDDEN if size >= plan.spec.model.hidden), 0)
+        yield f"its low-latency dispatch widens the hidden size {plan.spec.model.hidden} to {wide}"
+    if work.micro_batches > 1 and (par.pp > 1 or par.attention_dp == 1):
+        why = "pipeline stages take whole batches in turn" if par.pp > 1 else "micro-batches need data parallelism"
+        yield f"the {work.micro_batches} micro-batches of the plan are not asked for: {why}"
+
+
+def arguments(job: Job) -> list[tuple[str, str]]:
+    """(flag, value) of one instance, "" for a switch; without what differs from node to node."""
+    plan, par, parts = job.plan, job.plan.parallelism, job.plan.spec.workload.micro_batches
+    found = [("--tensor-parallel-size", str(par.tp))]
+    if par.pp > 1:
+        found.append(("--pipeline-parallel-size", str(par.pp)))
+    found += [("--enable-expert-parallel", ""), ("--expert-placement-strategy", "linear")]
+    if par.attention_dp > 1:
+        found += [("--data-parallel-size", str(par.attention_dp)), ("--all2all-backend", _backend(plan))]
+    if parts > 1 and par.attention_dp > 1 and par.pp == 1:
+        found.append(("--enable-dbo", "") if parts == 2 else ("--ubatch-size", str(parts)))
+        found += [(f"--dbo-{phase}-token-threshold", str(parts)) for phase in ("decode", "prefill")]
+    if _redundant(plan) > 0 or _extra_file(job) == MAP:
+        config: dict[str, int | str] = {"num_redundant_experts": _redundant(plan), "step_interval": _NEVER}
+        if _extra_file(job) == MAP:
+            config["initial_expert_map_path"] = MAP
+        found += [("--enable-eplb", ""), ("--eplb-config", f"'{json.dumps(config)}'")]
+    return found
+
+
+def files(job: Job) -> Iterator[tuple[str, bytes]]:
+    """The script, and the permutation or the map where vLLM's layout is not the plan's."""
+    plan, par, moe = job.plan, job.plan.parallelism, job.plan.spec.model.moe
+    assert moe is not None
+    extra = _extra_file(job)
+    if extra == MAP:
+        rows = [json.dumps(table.reshape(-1).tolist()) for _, table in sorted(slot_tables(plan).items())]
+        yield MAP, ("[\n" + ",\n".join(rows) + "\n]\n").encode()
+    if extra == RECIPE:
+        old = {layer: row for layer, row in sorted(permutations(plan).items()) if row is not None}
+        groups = moe.groups if _limited(plan) else 1
+        yield RECIPE, permutation_json(Permutation(moe.experts, plan.spec.model.layers, groups, old)).encode()
+    seats = [one for one in (seating(plan, instance) for instance in instances(plan)) if one is not None]
+    yield (
+        "launch.sh",
+        text_of(
+            "vllm.sh.j2",
+            name=plan.spec.name,
+            target=TARGET,
+            model=job.model,
+            seats=seats,
+            in_order=all(list(one.order) == sorted(one.order) for one in seats),
+            data_parallel=par.attention_dp > 1,
+            engine=par.pp * par.tp,
+            stages=[end - first for first, end in par.stages] if par.pp > 1 else [],
+            arguments=arguments(job),
+            map=extra if extra == MAP else "",
+            notes=list(notes(job)),
+        ),
+    )
+
+
+TARGET = Target(
+    title="vLLM",
+    version="0.33.0",
+    says="any placement with as many experts of every MoE layer on each EP rank, for a checkpoint whose experts are "
+    "relabelled; further copies of experts 0, 1, 2, … of that numbering",
+    lacks="a map, empty slots, layers on different GPUs of one EP group, experts shared by several GPUs, other copies, "
+    "copies with pipeline stages",
+    faults=faults,
+    notes=notes,
+    files=files,
+    options={"map": ("permutation", "none", "pr-49572")},
+)

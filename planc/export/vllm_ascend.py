@@ -1,0 +1,84 @@
+"""vLLM-Ascend: a static expert map, the experts of every device, and a launch script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from planc.diagnostics import Diagnostic
+from planc.export.nodes import instances, node_faults
+from planc.export.slots import slot_faults, slot_tables
+from planc.export.target import Job, Target, refusal, text_of
+from planc.verify import VerifiedPlan
+
+MAP = "expert_map.json"
+
+
+def faults(job: Job) -> Iterator[Diagnostic]:
+    """What vLLM-Ascend cannot be told."""
+    plan, par, title = job.plan, job.plan.parallelism, TARGET.title
+    yield from slot_faults(plan, title)
+    on_nodes = list(node_faults(plan, title))
+    yield from on_nodes
+    if par.expert_tp > 1:
+        message = f"an expert map places whole experts, and here {par.expert_tp} GPUs share one"
+        yield refusal(title, message, "set parallelism.expert_tp: 1", "parallelism.expert_tp")
+    if par.pp > 1:
+        message = "every pipeline stage counts its MoE layers from 0, and would read the map of the first stage"
+        yield refusal(title, message, "set parallelism.pp: 1", "parallelism.pp")
+    elif not on_nodes and instances(plan)[0].gpus % par.tp:
+        here = instances(plan)[0].gpus
+        message = f"a data-parallel rank is on one node, and TP groups of {par.tp} GPUs do not divide the {here} there"
+        yield refusal(title, message, f"set parallelism.tp to a divisor of {here}", "parallelism.tp")
+
+
+def notes(job: Job) -> Iterator[str]:
+    """What vLLM-Ascend does in its own way."""
+    plan = job.plan
+    yield "the engine chooses how tokens are exchanged by the machine and the batch; the map is read when it starts"
+    if plan.parallelism.leaders_gate:
+        yield "every GPU of a TP group routes its share of the tokens; the plan's leaders, which route for all, are planc's own"
+    if any((part.copies > 1).any() for part in plan.placement.layers.values()):
+        yield "of an expert's copies a rank uses one, by its number"
+    if plan.spec.workload.micro_batches > 1:
+        yield f"the {plan.spec.workload.micro_batches} micro-batches of the plan are not asked for"
+
+
+def map_text(plan: VerifiedPlan) -> str:
+    """The map: MoE layers and devices are counted from 0, in order, as the engine reads them."""
+    layers = []
+    for number, (_, table) in enumerate(sorted(slot_tables(plan).items())):
+        devices = [{"device_id": rank, "device_expert": held} for rank, held in enumerate(table.tolist())]
+        layers.append(json.dumps({"layer_id": number, "device_count": len(table), "device_list": devices}))
+    return f'{{"moe_layer_count": {len(layers)}, "layer_list": [\n' + ",\n".join(layers) + "\n]}\n"
+
+
+def files(job: Job) -> Iterator[tuple[str, bytes]]:
+    """The map and the script."""
+    plan, par = job.plan, job.plan.parallelism
+    yield MAP, map_text(plan).encode()
+    yield (
+        "launch.sh",
+        text_of(
+            "vllm_ascend.sh.j2",
+            name=plan.spec.name,
+            target=TARGET,
+            model=job.model,
+            map=MAP,
+            tp=par.tp,
+            data_parallel=par.attention_dp,
+            instances=instances(plan),
+            notes=list(notes(job)),
+        ),
+    )
+
+
+TARGET = Target(
+    title="vLLM-Ascend",
+    version="0.23.0.post1",
+    says="any placement with as many experts of every MoE layer on each EP rank, copies included",
+    lacks="empty slots, pipeline stages, layers on different GPUs of one EP group, experts shared by several GPUs",
+    faults=faults,
+    notes=notes,
+    files=files,
+)
