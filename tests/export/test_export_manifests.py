@@ -344,7 +344,10 @@ def test_vllm_starts_as_its_own_script_starts_it(name: str, tmp_path: Path) -> N
     write(plan, ["vllm", *forms], tmp_path, model=MODEL, image=IMAGE)
     own = vars(vllm_launched(tmp_path / "vllm", "0", "0", "leader"))
     for form in forms:
-        found = vars(vllm_parsed(by_ray(tmp_path) if form == "ray" else by_kserve(tmp_path)))
+        words = by_ray(tmp_path) if form == "ray" else by_kserve(tmp_path)
+        flags = [word for word in words if word.startswith("--")]
+        assert len(flags) == len(set(flags))
+        found = vars(vllm_parsed(words))
         sizes = ("data_parallel_size", "tensor_parallel_size", "pipeline_parallel_size")
         assert [found[size] or 1 for size in sizes] == [own[size] or 1 for size in sizes]
         for flag in (
@@ -371,6 +374,8 @@ def test_another_placement_is_a_checkpoint_relabelled(form: str, tmp_path: Path)
     plan = planc.compile(small_spec(**spec))
     write(plan, [form, "vllm"], tmp_path, options={"vllm.map": "pr-49572"})  # which is vllm's own
     assert not (tmp_path / "vllm" / "permutation.json").exists()
+    assert (tmp_path / form / "permutation.json").exists()
+    assert "expert_map" not in (tmp_path / form / FILES[form]).read_text()
     write(plan, [form, "vllm"], tmp_path)
     recipe = (tmp_path / "vllm" / "permutation.json").read_bytes()
     assert (tmp_path / form / "permutation.json").read_bytes() == recipe
