@@ -19,6 +19,11 @@ TARGETS = {
     "vllm": "planc.export.vllm",
     "vllm-ascend": "planc.export.vllm_ascend",
     "chakra": "planc.export.chakra",
+    "lws": "planc.export.lws",
+    "kserve": "planc.export.kserve",
+    "dynamo": "planc.export.dynamo",
+    "ray": "planc.export.ray",
+    "slurm": "planc.export.slurm",
 }
 ALL = "all"
 
