@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -66,7 +68,6 @@ def text_of(template: str, **values: Any) -> bytes:
 
 @cache
 def _environment() -> Environment:
-    import json
     import shlex
 
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -82,5 +83,13 @@ def _environment() -> Environment:
         autoescape=False,  # shell and YAML; what a user wrote goes through `sh` or `yaml`
     )
     environment.filters["sh"] = lambda value: shlex.quote(str(value))
-    environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON strings are YAML strings
+    environment.filters["yaml"] = _yaml
     return environment
+
+
+def _yaml(value: Any) -> str:
+    """A value as JSON, which is YAML when characters that YAML's readers refuse or fold are escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(
+        "[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]", lambda found: f"\\u{ord(found[0]):04x}", text
+    )

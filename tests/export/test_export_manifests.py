@@ -534,6 +534,19 @@ def test_names_are_labels() -> None:
     assert manifests.label("moe-61l-ep64-dp2") == "moe-61l-ep64-dp2"
 
 
+@pytest.mark.parametrize("model", ["a\x7f\x85\u2028\u2029b", "\ufeff: #\U0001f600'\"", "$(MODEL) %s \\ '\t"])
+def test_a_model_of_any_name_comes_through(model: str, tmp_path: Path) -> None:
+    """YAML's readers refuse some characters and fold lines at others."""
+    write(plan_of("deepseek-v3-ep256"), ["lws", "kserve", "dynamo", "ray"], tmp_path, model=model, image="i")
+    container = manifest(tmp_path, "lws", "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]["workerTemplate"]
+    assert container["spec"]["containers"][0]["args"][1] == model.replace("$", "$$")
+    assert manifest(tmp_path, "kserve", "LLMInferenceService")["spec"]["model"]["uri"] == model
+    options = yaml.safe_load(data(tmp_path, "dynamo", "engine.yaml"))
+    assert options["model-path"] == model
+    [application] = manifest(tmp_path, "ray", "")["applications"]
+    assert application["args"]["llm_config"]["model_loading_config"]["model_source"] == model
+
+
 @pytest.mark.parametrize("name", ["on", "null", "Äb: {c} #d", "A" * 100])
 def test_a_plan_of_any_name(name: str, tmp_path: Path) -> None:
     plan = planc.compile(small_spec(name=name, **SMALL["all nodes"]))

@@ -24,6 +24,7 @@ OPTIONS: dict[str, Any] = {
     "--model-path": str,
     "--nnodes": int,
     "--node-rank": int,
+    "--port": int,
     "--dist-init-addr": str,
     "--base-gpu-id": int,
     "--tp-size": int,
@@ -109,7 +110,7 @@ def test_nodes_start_what_the_plan_says(name: str, tmp_path: Path) -> None:
         found = launched(tmp_path / "sglang", str(instance), "0", "10.0.0.1")
         gpus += found.tp_size * (found.pp_size or 1)
         assert found.model_path == "a b; rm -rf 'x'"
-        assert found.dist_init_addr == f"10.0.0.1:{20000 + instance}"
+        assert found.dist_init_addr == f"10.0.0.1:{20000 + 100 * instance}" and found.port == 30000 + instance
         assert found.nnodes * plan.spec.cluster.groups[0].gpus_per_node == max(8, par.replica_size)
         assert (found.attn_dp_size or 1) * par.tp == found.tp_size == found.ep_size == par.ep
         assert (
