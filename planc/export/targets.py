@@ -16,6 +16,7 @@ from planc.verify import VerifiedPlan
 TARGETS = {
     "sglang": "planc.export.sglang",
     "chakra": "planc.export.chakra",
+    "kineto": "planc.export.kineto",
 }
 ALL = "all"
 
