@@ -17,6 +17,8 @@ TARGETS = {
     "sglang": "planc.export.sglang",
     "chakra": "planc.export.chakra",
     "kineto": "planc.export.kineto",
+    "graphml": "planc.export.graphml",
+    "gexf": "planc.export.gexf",
 }
 ALL = "all"
 
