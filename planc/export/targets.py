@@ -19,6 +19,8 @@ TARGETS = {
     "kineto": "planc.export.kineto",
     "graphml": "planc.export.graphml",
     "gexf": "planc.export.gexf",
+    "csv": "planc.export.csv_files",
+    "parquet": "planc.export.parquet_files",
 }
 ALL = "all"
 

@@ -65,6 +65,7 @@ ELSEWHERE = {
     "PLN502": "cli/test_export_command.py",
     "PLN503": "export/test_export_sglang.py",
     "PLN508": "export/test_export_chakra.py",
+    "PLN510": "export/test_export_tables.py",
     "PLN900": "cli/test_cli.py",
 } | {f"PLN3{n:02}": "verify/test_mutations.py" for n in (*range(1, 16), 17)}
 
