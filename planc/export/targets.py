@@ -19,6 +19,7 @@ TARGETS = {
     "kineto": "planc.export.kineto",
     "graphml": "planc.export.graphml",
     "gexf": "planc.export.gexf",
+    "mermaid": "planc.export.mermaid",
     "csv": "planc.export.csv_files",
     "parquet": "planc.export.parquet_files",
 }
