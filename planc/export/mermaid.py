@@ -16,6 +16,7 @@ from planc.render.view import Edge, Frame, Node, View
 from planc.verify import VerifiedPlan
 
 MAX_EDGES = 100  #: what stays readable; Mermaid itself stops at 500
+_LONG = 26  #: characters of a label that Mermaid may break; it is broken behind the shape then, as in the figure
 _SHAPES = {"ellipse": ("([", "])"), "round": ("(", ")"), "box": ("[", "]"), "parallelogram": ("[/", "/]")}
 _SPECIAL = {ord(c): f"#{ord(c)};" for c in '#"&<>`%;{}|\\'}  #: Mermaid's entities: a number between # and ;
 
@@ -60,7 +61,7 @@ def _flowchart(view: View) -> str:
     for comm, colour in COMMS.items():
         chosen = ",".join(str(number) for number, edge in enumerate(view.edges) if edge.comm == comm)
         if chosen:
-            lines.append(f"  linkStyle {chosen} stroke:{colour}")
+            lines.append(f"  linkStyle {chosen} stroke:{colour},stroke-width:1.5px,stroke-dasharray:5 3")
     return "\n".join([*lines, ""])
 
 
@@ -81,7 +82,7 @@ def _inside(view: View, frame: Frame | None, names: dict[str, str], depth: int =
             yield f'{pad}{names[node.id]}{left}"{text}"{right}'
     for number, inner in enumerate(view.frames):
         if inner is not frame and _around(view, inner.x, inner.y, inner) is frame:
-            title = "<br/>".join(_text(part) for part in (inner.title, inner.note) if part)
+            title = " · ".join(_text(part) for part in (inner.title, inner.note.partition(";")[0]) if part)
             yield f'{pad}subgraph f{number}["{title}"]'
             yield from _inside(view, inner, names, depth + 1)
             yield f"{pad}end"
@@ -103,7 +104,8 @@ def _edges(edges: tuple[Edge, ...], names: dict[str, str]) -> Iterator[str]:
     for edge in edges:
         ends = {(f"from {edge.source}", edge.tensor), (f"to {edge.target}", edge.tensor)}
         text = f"{edge.comm} · {edge.tensor}" if edge.comm else edge.tensor
-        label = f'|"{_text(text)}"|' if edge.bytes and not ends & told else ""
+        words = _text(text).replace("] ", "]<br/>", 1) if len(text) > _LONG else _text(text)
+        label = f'|"{words}"|' if edge.bytes and not ends & told else ""
         told |= ends
         yield f"{names[edge.source]} {'-.->' if edge.comm else '-->'}{label} {names[edge.target]}"
 
