@@ -16,21 +16,17 @@ from planc.export.target import Job, Target
 
 def faults(job: Job) -> Iterator[Diagnostic]:
     """Tables too large."""
-    yield from table_faults(job, TARGET.title, _links(job))
+    yield from table_faults(job, TARGET.title, "csv.links")
 
 
 def notes(job: Job) -> Iterator[str]:
     """What a table does not say."""
-    yield from table_notes(job, _links(job))
-
-
-def _links(job: Job) -> str:
-    return job.options.get("csv.links", LINKS[0])
+    yield from table_notes(job, "csv.links")
 
 
 def files(job: Job) -> Iterator[tuple[str, bytes]]:
     """A file for each table."""
-    for table in tables(job, _links(job)):
+    for table in tables(job, "csv.links"):
         yield f"{table.name}.csv", _text(table)
 
 
@@ -41,14 +37,8 @@ def _text(table: Table) -> bytes:
     writer.writerow(table.types)
     for part in table.parts():
         size = size_of(part)
-        columns = [
-            cells.tolist()
-            if isinstance(cells, np.ndarray)
-            else cells
-            if isinstance(cells, list)
-            else repeat(cells, size)
-            for cells in (part[column] for column in table.types)
-        ]
+        cells = (part[column] for column in table.types)
+        columns = [one.tolist() if isinstance(one, np.ndarray) else repeat(one, size) for one in cells]
         writer.writerows(zip(*columns, strict=True))
     file.flush()
     return held.getvalue()

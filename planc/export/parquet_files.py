@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from planc.diagnostics import Diagnostic
-from planc.export.tables import LINKS, MAX_ROWS, Part, Table, size_of, table_faults, table_notes, tables
+from planc.export.links import Value
+from planc.export.tables import LINKS, MAX_ROWS, Table, size_of, table_faults, table_notes, tables
 from planc.export.target import Job, Target
 
 
@@ -22,23 +23,19 @@ def faults(job: Job) -> Iterator[Diagnostic]:
             "install pyarrow 17 or newer beside planc: `pip install 'planc[parquet]'`; or export `csv`, the same tables"
         )
         yield Diagnostic("PLN510", "Parquet files are written by pyarrow: there is none", hint=hint)
-    yield from table_faults(job, TARGET.title, _links(job))
+    yield from table_faults(job, TARGET.title, "parquet.links")
 
 
 def notes(job: Job) -> Iterator[str]:
     """What a table does not say."""
-    yield from table_notes(job, _links(job))
-
-
-def _links(job: Job) -> str:
-    return job.options.get("parquet.links", LINKS[0])
+    yield from table_notes(job, "parquet.links")
 
 
 def files(job: Job) -> Iterator[tuple[str, bytes]]:
     """A file for each table."""
     from pyarrow import parquet
 
-    for table in tables(job, _links(job)):
+    for table in tables(job, "parquet.links"):
         held = io.BytesIO()
         parquet.write_table(_arrow(table, job.plan.spec.name), held)
         yield f"{table.name}.parquet", held.getvalue()
@@ -51,17 +48,14 @@ def _arrow(table: Table, plan: str) -> Any:
     types = {"int": pa.int64(), "float": pa.float64(), "text": pa.string()}
     schema = pa.schema([(name, types[kind]) for name, kind in table.types.items()], metadata={"planc.plan": plan})
 
-    def whole(part: Part) -> Any:
-        size = size_of(part)
-        columns = [
-            pa.array(part[field.name], field.type)
-            if isinstance(part[field.name], np.ndarray | list)
-            else pa.repeat(pa.scalar(part[field.name], field.type), size)
-            for field in schema
-        ]
-        return pa.Table.from_arrays(columns, schema=schema)
+    def column(cells: Value, kind: Any, size: int) -> Any:
+        return pa.array(cells, kind) if isinstance(cells, np.ndarray) else pa.repeat(pa.scalar(cells, kind), size)
 
-    return pa.concat_tables([schema.empty_table(), *(whole(part) for part in table.parts())]).combine_chunks()
+    parts = [schema.empty_table()]
+    for part in table.parts():
+        size = size_of(part)
+        parts.append(pa.Table.from_arrays([column(part[f.name], f.type, size) for f in schema], schema=schema))
+    return pa.concat_tables(parts).combine_chunks()
 
 
 TARGET = Target(

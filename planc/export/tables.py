@@ -6,28 +6,21 @@ A table comes in parts, mostly a block of the plan's graph each, in which a colu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.sparse import coo_array, csr_array
 
 from planc.diagnostics import Diagnostic
+from planc.export.links import Part, links_by_op, links_by_step, most_links
 from planc.export.target import Job, refusal
-from planc.graph import OpBlock
-from planc.graph.traffic import link_classes
 from planc.placement import ITEMS
-from planc.render.style import comm_of
-from planc.spec import LINK_CLASSES
 from planc.verify import VerifiedPlan
 
 MAX_ROWS = 10_000_000  #: of one table; more are refused
-MANY_LINKS = 1_000_000  #: rows from which links are summed over layers, where it was not asked otherwise
-LINKS = ("auto", "layer", "step")  #: values of the option `links`: a row for each layer, or the sum over a step
-
-Value = np.ndarray | Sequence[object] | str | int | None
-Part = Mapping[str, Value]  #: column -> values of some rows, or one for all of them; None is an empty cell
+MANY_LINKS = 1_000_000  #: rows from which links are summed over the step, where it was not asked otherwise
+LINKS = ("auto", "op", "step")  #: values of the option `links`: those of every op, or the sum over a step
 
 
 @dataclass(frozen=True)
@@ -39,19 +32,23 @@ class Table:
     parts: Callable[[], Iterable[Part]]
 
 
-def tables(job: Job, links: str) -> list[Table]:
-    """All tables of a plan; ``links``: one of `LINKS`."""
-    plan = job.plan
-    of_layer = links == "layer" or (links == "auto" and _most_links(plan) <= MANY_LINKS)
+def tables(job: Job, option: str) -> list[Table]:
+    """All tables of a plan; ``option``: the name of the target's option that is one of `LINKS`."""
+    plan, by_op = job.plan, _by_op(job, option)
     return [
         Table("placement", _PLACEMENT, lambda: _placement(plan)),
         Table("ranks", _RANKS, lambda: _ranks(plan)),
-        Table("links", _LINKS, lambda: _links(plan) if of_layer else _summed(plan)),
+        Table("links", _LINKS, lambda: links_by_op(plan) if by_op else links_by_step(plan)),
         Table("ops", _OPS, lambda: _ops(job)),
     ]
 
 
-def table_faults(job: Job, title: str, links: str) -> Iterator[Diagnostic]:
+def _by_op(job: Job, option: str) -> bool:
+    asked = job.options.get(option, LINKS[0])
+    return asked == "op" or (asked == "auto" and most_links(job.plan) <= MANY_LINKS)
+
+
+def table_faults(job: Job, title: str, option: str) -> Iterator[Diagnostic]:
     """PLN503 for tables of more than `MAX_ROWS` rows."""
     plan, par = job.plan, job.plan.parallelism
     if plan.blocks.op_count > MAX_ROWS:
@@ -62,31 +59,33 @@ def table_faults(job: Job, title: str, links: str) -> Iterator[Diagnostic]:
             f"plan {few} of the {par.dp} replicas, which share nothing: parallelism.dp: {few}, and their part of the batch",
             "parallelism.dp",
         )
-    if links == "layer" and _most_links(plan) > MAX_ROWS:
-        message = f"up to {_most_links(plan):,} links by layer are too many; {MAX_ROWS:,} are the most"
-        yield refusal(title, message, "leave the option `links` out, or give `step`: the sum over layers")
+    if _by_op(job, option) and most_links(plan) > MAX_ROWS:
+        message = f"up to {most_links(plan):,} links op by op are too many; {MAX_ROWS:,} are the most"
+        yield refusal(title, message, f"leave the option {option} out, or give `step`, the sum over a step")
 
 
-def table_notes(job: Job, links: str) -> Iterator[str]:
+def table_notes(job: Job, option: str) -> Iterator[str]:
     """What a reader may take for something else."""
-    if links == "step" or (links == "auto" and _most_links(job.plan) > MANY_LINKS):
-        yield "links are sums over the layers and micro-batches of a step; the option `links=layer` tells them apart"
+    if not _by_op(job, option):
+        yield f"links are sums over a step by kind of op; the option {option}=op tells ops apart"
     if job.plan.spec.traffic is not None:
         yield "bytes of links are those of even routing, as in the plan; times of ops follow the traffic"
 
 
 def size_of(part: Part) -> int:
     """Rows of a part."""
-    return next(len(cells) for cells in part.values() if isinstance(cells, np.ndarray | list))
+    return next(len(cells) for cells in part.values() if isinstance(cells, np.ndarray))
 
+
+_Types = dict[str, Literal["int", "float", "text"]]
 
 # --- placement and ranks ------------------------------------------------------------------------------------------------
 
-_PLACEMENT: dict[str, Literal["int", "float", "text"]] = dict.fromkeys(
+_PLACEMENT: _Types = dict.fromkeys(
     ("layer", "expert", "copy", "shard", "replica", "rank", "node", "gpu", "slot"), "int"
 )
 _BYTES = (*ITEMS, "reserve", "used", "capacity")
-_RANKS: dict[str, Literal["int", "float", "text"]] = {
+_RANKS: _Types = {
     **dict.fromkeys(("rank", "replica", "stage", "ep_index", "tp_group", "tp_index", "node", "gpu"), "int"),
     "gpu_name": "text",
     **dict.fromkeys((f"{item}_bytes" for item in _BYTES), "int"),
@@ -123,6 +122,7 @@ def _ranks(plan: VerifiedPlan) -> Iterator[Part]:
     par, cluster, memory = plan.parallelism, plan.spec.cluster, plan.memory
     rank = np.arange(par.world_size)
     index = rank % par.ep
+    names = np.array([group.gpu.name for group in cluster.groups], dtype=object)
     parts = {**memory.items, "reserve": memory.reserve, "used": memory.used, "capacity": memory.capacity}
     yield {
         "rank": rank,
@@ -133,16 +133,15 @@ def _ranks(plan: VerifiedPlan) -> Iterator[Part]:
         "tp_index": index % par.tp,
         "node": cluster.node_of_rank[rank],
         "gpu": cluster.local_of_rank[rank],
-        "gpu_name": [cluster.groups[group].gpu.name for group in cluster.group_of_rank[rank].tolist()],
+        "gpu_name": names[cluster.group_of_rank[rank]],
         **{f"{item}_bytes": parts[item] for item in _BYTES},
     }
 
 
-# --- links ----------------------------------------------------------------------------------------------------------------
-
-_LINKS: dict[str, Literal["int", "float", "text"]] = {
+_LINKS: _Types = {
     "comm": "text",
     "kind": "text",
+    "op": "text",
     "layer": "int",
     "micro_batch": "int",
     "source": "int",
@@ -150,88 +149,10 @@ _LINKS: dict[str, Literal["int", "float", "text"]] = {
     "link": "text",
     "bytes": "int",
 }
-_Sent = tuple[np.ndarray, np.ndarray, np.ndarray]  # source and target ranks, bytes; the two ranks differ
-
-
-def _most_links(plan: VerifiedPlan) -> int:
-    """Pairs of ranks that may send in the collectives of a step."""
-    gating = plan.parallelism.attention_dp if plan.parallelism.leaders_gate else plan.parallelism.ep
-    from_few: dict[str, int] = {"broadcast": 1, "input_split": 1, "dispatch": gating, "combine": gating}
-    blocks = [block for block in plan.blocks.blocks if block.collective]
-    return sum(
-        len(block) * from_few.get(block.kind, int(block.ranks.shape[1])) * (block.ranks.shape[1] - 1)
-        for block in blocks
-    )
-
-
-def _links(plan: VerifiedPlan) -> Iterator[Part]:
-    """A row for every pair of ranks that exchange data in an op, with the farthest kind of link between them."""
-    for comm, block, sent in _exchanges(plan):
-        yield _row(plan, comm, block.kind, sent) | {"layer": block.layer, "micro_batch": block.micro_batch}
-
-
-def _summed(plan: VerifiedPlan) -> Iterator[Part]:
-    """The same, summed over a step for each kind of op."""
-    shape = (plan.parallelism.world_size,) * 2
-    totals: dict[tuple[str, str], csr_array] = {}
-    for comm, block, (source, target, size) in _exchanges(plan):
-        part = coo_array((size, (source, target)), shape=shape).tocsr()
-        key = comm, block.kind
-        totals[key] = totals[key] + part if key in totals else part
-    for (comm, kind), total in totals.items():
-        found = total.tocoo()
-        yield _row(plan, comm, kind, (found.row, found.col, found.data)) | {"layer": None, "micro_batch": None}
-
-
-def _row(plan: VerifiedPlan, comm: str, kind: str, sent: _Sent) -> dict[str, Value]:
-    source, target, size = sent
-    link = [LINK_CLASSES[n] for n in link_classes(plan.spec.cluster, source, target).tolist()]
-    return {"comm": comm, "kind": kind, "source": source, "target": target, "link": link, "bytes": size}
-
-
-def _exchanges(plan: VerifiedPlan) -> Iterator[tuple[str, OpBlock, _Sent]]:
-    """(class, block, what its ranks send each other) of every collective, then of hand-overs, input and output."""
-    graph = plan.blocks
-    known: dict[tuple[object, ...], _Sent] = {}
-    for number, block in enumerate(graph.blocks):
-        if block.collective:
-            comm = comm_of(block.kind)
-            place = (
-                id(plan.placement.layers[block.layer])
-                if comm in ("dispatch", "combine") and block.layer is not None
-                else 0
-            )
-            tensors = (*block.reads.values(), *block.writes.values())
-            rows = b"" if block.rows is None else block.rows.tobytes()
-            key = (block.kind, place, id(block.ranks), tensors, rows)
-            if key not in known:
-                known[key] = _inside(plan, number)
-            yield comm, block, known[key]
-    for number, edge in enumerate(graph.edges):
-        source, target = graph.blocks[edge.source], graph.blocks[edge.target]
-        if edge.comm in ("pp", "dp") and source.kind != "input_split":
-            ops, others = plan.expanded.pairs(number)
-            one, other = source.ranks[ops, 0], target.ranks[others, 0]
-            away = one != other
-            yield edge.comm, source, (one[away], other[away], plan.expanded.edge_bytes(number)[away])
-
-
-def _inside(plan: VerifiedPlan, number: int) -> _Sent:
-    """What the ranks of every op of a collective send each other."""
-    block = plan.blocks.blocks[number]
-    found = []
-    for op, ranks in enumerate(block.ranks):
-        if op == 0 or block.rows is not None:
-            matrix = plan.byte_matrix(number, op) * ~np.eye(len(ranks), dtype=bool)
-            source, target = np.nonzero(matrix)
-        found.append((ranks[source], ranks[target], matrix[source, target]))
-    one, other, size = (np.concatenate(column) for column in zip(*found, strict=True))
-    return one, other, size
-
 
 # --- ops ------------------------------------------------------------------------------------------------------------------
 
-_OPS: dict[str, Literal["int", "float", "text"]] = {
+_OPS: _Types = {
     "op": "text",
     "kind": "text",
     "layer": "int",
@@ -254,12 +175,12 @@ def _ops(job: Job) -> Iterator[Part]:
         names = ids[plan.blocks.first_op[number] : plan.blocks.first_op[number + 1]]
         local = block.ranks.shape[1] == 1 and not block.collective
         yield {
-            "op": names,
+            "op": np.array(names, dtype=object),
             "kind": block.kind,
             "layer": block.layer,
             "micro_batch": block.micro_batch,
             "rank": block.ranks[:, 0] if local else None,
-            "ranks": None if local else [name.rpartition(".r")[2] for name in names],
+            "ranks": None if local else np.array([name.rpartition(".r")[2] for name in names], dtype=object),
             "expert": block.experts,
             "rows": block.rows,
             "stream": line.stream_of(block),
