@@ -1,7 +1,8 @@
 """Bytes between ranks as rows of a table: op by op, or summed over a step.
 
-Collectives are taken as the direct exchanges of the plan's byte matrices, beside them what is handed from stage to stage, the
-input and the output. What stays on a rank is no row. `link` is the farthest kind of link that the two ranks have between them.
+Collectives are taken as the direct exchanges of the plan's byte matrices; beside them there is what passes from stage to stage,
+from the input and to the output, under the op that sends. What stays on a rank is no row. `link` is the farthest kind of link
+between the two ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def most_links(plan: VerifiedPlan) -> int:
 
 
 def links_by_op(plan: VerifiedPlan) -> Iterator[Part]:
-    """A row for every op and every pair of ranks that exchange data in it."""
+    """A row for every op and every pair of ranks that exchange data in it, or by what it sends."""
     ids = np.array(plan.expanded.ids, dtype=object)
     for comm, number, (op, source, target, size) in _exchanges(plan):
         block = plan.blocks.blocks[number]
@@ -79,9 +80,7 @@ def _exchanges(plan: VerifiedPlan) -> Iterator[tuple[str, int, _Sent]]:
         edge, (ops, others) = graph.edges[number], plan.expanded.pairs(number)
         source, target = graph.blocks[edge.source].ranks[ops, 0], graph.blocks[edge.target].ranks[others, 0]
         size, away = plan.expanded.edge_bytes(number), source != target
-        at_target = graph.blocks[edge.target].kind == "output_collect"
-        op = others if at_target else ops
-        yield edge.comm, edge.target if at_target else edge.source, (op[away], source[away], target[away], size[away])
+        yield edge.comm, edge.source, (ops[away], source[away], target[away], size[away])
 
 
 def _beside(plan: VerifiedPlan) -> Iterator[int]:
