@@ -235,13 +235,18 @@ def test_times_follow_known_traffic_and_bytes_do_not(plan_of: Get) -> None:
     skewed = planc.compile(
         small_spec(
             parallelism={"dp": 1, "ep": 8, "tp": 1},
-            policy="topology",
+            placement={"policy": "topology"},
             traffic={"popularity": "zipf", "exponent": 1.0, "topics": 2, "tokens": 512, "seed": 1},
         )
     )
     rows = read(written(skewed)["links"])
     away = {(c, k): v for c, part in skewed.volumes.items() for k, v in part.items() if v and k != "local"}
     assert totals(rows, "comm", "link") == away
+    spans: dict[int, set[float]] = defaultdict(set)
+    for row in read(written(skewed)["ops"]):
+        if row["kind"] == "expert":
+            spans[row["layer"]].add(round(row["end_us"] - row["start_us"], 3))
+    assert all(len(some) > 2 for some in spans.values())  # even routing has at most two token counts
     [note] = target("csv").notes(Job(skewed))
     assert "even routing" in note and not list(target("csv").notes(Job(plan_of("copies"))))
 
