@@ -71,8 +71,8 @@ def _exchanges(plan: VerifiedPlan) -> Iterator[tuple[str, int, _Sent]]:
     for number, block in enumerate(graph.blocks):
         if block.collective:
             experts = None if block.layer is None else id(plan.placement.layers.get(block.layer))
-            rows = b"" if block.rows is None else block.rows.tobytes()
-            key = (block.kind, experts, id(block.ranks), *block.reads.values(), *block.writes.values(), rows)
+            tensors = (*block.reads.values(), *block.writes.values())
+            key = (block.kind, experts, id(block.ranks), id(block.rows), tensors)
             if key not in known:
                 known[key] = _inside(plan, number)
             yield comm_of(block.kind), number, known[key]

@@ -46,8 +46,17 @@ def plan_of(example: Compiled) -> Get:
     }
     turns: dict[str, Any] = {
         "model": {"moe": {"experts": 12, "top_k": 3, "intermediate": 32}, "vocab": 512},
-        "parallelism": {"dp": 1, "pp": 2, "ep": 4, "tp": 4, "gating": "sharded", "tp_comm": "reduce_scatter"},
+        "parallelism": {
+            "dp": 1,
+            "pp": 2,
+            "ep": 4,
+            "tp": 4,
+            "expert_tp": 2,
+            "gating": "sharded",
+            "tp_comm": "reduce_scatter",
+        },
         "expert_rule": {"scope": "layer", "slots_per_gpu": 1, "on_overflow": "rounds"},
+        "workload": {"batch": 60},
     }
     made: dict[str, planc.VerifiedPlan] = {}
 
