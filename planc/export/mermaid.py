@@ -99,15 +99,17 @@ def _around(view: View, x: float, y: float, but: Frame | None = None) -> Frame |
 
 
 def _edges(edges: tuple[Edge, ...], names: dict[str, str]) -> Iterator[str]:
-    """A line each, in order; of edges that leave or reach one node with the same tensor the first is labelled."""
+    """A line each, in order. Of the edges that carry one tensor from a node, or to one, the first is labelled; the order of
+    experts on a GPU carries none."""
     told: set[tuple[str, str]] = set()
     for edge in edges:
+        arrow, label = "-.->" if edge.comm else "-->", ""
         ends = {(f"from {edge.source}", edge.tensor), (f"to {edge.target}", edge.tensor)}
-        text = f"{edge.comm} · {edge.tensor}" if edge.comm else edge.tensor
-        words = _text(text).replace("] ", "]<br/>", 1) if len(text) > _LONG else _text(text)
-        label = f'|"{words}"|' if edge.bytes and not ends & told else ""
-        told |= ends
-        yield f"{names[edge.source]} {'-.->' if edge.comm else '-->'}{label} {names[edge.target]}"
+        if edge.tensor != "order" and not ends & told:
+            told |= ends
+            text = _text(f"{edge.comm} · {edge.tensor}" if edge.comm else edge.tensor)
+            label = f'|"{text.replace("] ", "]<br/>", 1) if len(text) > _LONG else text}"|'
+        yield f"{names[edge.source]} {arrow}{label} {names[edge.target]}"
 
 
 def _text(text: str) -> str:

@@ -13,6 +13,8 @@ from xml.etree import ElementTree
 
 import networkx as nx
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from random_specs import specs
 from small_specs import Compiled, small_spec
 
 import planc
@@ -243,16 +245,15 @@ def same_as(chart: Chart, view: View) -> None:
         assert len(titles) == len(chart.inside[name])
         assert all(told.startswith(title) for told, title in zip(chart.inside[name], titles, strict=True))
     assert [edge[:3] for edge in chart.edges] == [(names[e.source], names[e.target], bool(e.comm)) for e in view.edges]
-    told: set[tuple[str, str]] = set()
+    told: set[tuple[str, str, str]] = set()
     for number, (edge, (source, end, _, label)) in enumerate(zip(view.edges, chart.edges, strict=True)):
         assert (number in chart.colours) == bool(edge.comm)
-        if label:
-            assert label == (f"{edge.comm} · {edge.tensor}" if edge.comm else edge.tensor)
-            told |= {(source, edge.tensor), (end, edge.tensor)}
+        ends = {("from", source, edge.tensor), ("to", end, edge.tensor)}
+        if edge.tensor == "order" or ends & told:  # beside one that says it, or nothing to say
+            assert not label
         else:
-            assert edge.tensor == "order" or {(source, edge.tensor), (end, edge.tensor)} & told
-        if edge.label:  # what the figure writes beside a line is beside it here, or beside one at the same node
-            assert label or {(source, edge.tensor), (end, edge.tensor)} & told
+            assert label == (f"{edge.comm} · {edge.tensor}" if edge.comm else edge.tensor)
+            told |= ends
     colours = {(edge.comm, chart.colours.get(number)) for number, edge in enumerate(view.edges)}
     assert len(colours) == len({comm for comm, _ in colours}) == len({colour for _, colour in colours})
 
@@ -263,6 +264,24 @@ def test_the_flowchart_is_the_figure(name: str, example: Compiled) -> None:
     view = simplified_view(plan)
     assert len(view.edges) <= mermaid.MAX_EDGES
     same_as(parsed(written("mermaid", plan)), view)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(parts=specs())
+def test_any_plan_is_read_back(parts: dict[str, Any]) -> None:
+    try:
+        plan = planc.compile(small_spec(**parts))
+    except planc.PlancError:
+        assume(False)
+        raise
+    for form in ("graphml", "gexf"):
+        found = read(form, written(form, plan))
+        assert dict(found.nodes(data=True)) == {n: of_node(facts) for n, facts in plan.graph.nodes(data=True)}
+        assert {e: found.edges[e] for e in found.edges} == {e: of_edge(plan.graph.edges[e]) for e in plan.graph.edges}
+    chart, view = parsed(written("mermaid", plan)), simplified_view(plan)
+    assert len(chart.edges) <= mermaid.MAX_EDGES
+    if len(view.edges) <= mermaid.MAX_EDGES:
+        same_as(chart, view)
 
 
 SHIPPED = sorted(path.stem for path in (Path(planc.__file__).parent.parent / "specs").glob("*.yaml"))

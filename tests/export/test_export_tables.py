@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
 from pyarrow import parquet
+from random_specs import specs
 from small_specs import Compiled, small_spec
 
 import planc
@@ -188,6 +190,19 @@ def test_links_add_up_to_the_plans_volumes(name: str, links: str, plan_of: Get) 
         assert {row[key] for row in rows for key in ("op", "layer", "micro_batch")} == {None}
         by_op = read(written(plan, links="op")["links"])
         assert totals(rows, "kind", "source", "target") == totals(by_op, "kind", "source", "target")
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(parts=specs())
+def test_links_of_any_plan_add_up(parts: dict[str, Any]) -> None:
+    try:
+        plan = planc.compile(small_spec(**parts))
+    except planc.PlancError:
+        assume(False)
+        raise
+    away = {(c, k): v for c, part in plan.volumes.items() for k, v in part.items() if v and k != "local"}
+    for links in ("op", "step"):
+        assert totals(read(written(plan, links=links)["links"]), "comm", "link") == away
 
 
 @pytest.mark.parametrize("name", ["stages", "micro-batches", "copies", "turns", "dense"])
