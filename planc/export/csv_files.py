@@ -35,7 +35,7 @@ def _text(table: Table) -> bytes:
     file = io.TextIOWrapper(held, encoding="utf-8", newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(table.types)
-    for part in table.parts():
+    for part in table.parts:
         size = size_of(part)
         cells = (part[column] for column in table.types)
         columns = [one.tolist() if isinstance(one, np.ndarray) else repeat(one, size) for one in cells]

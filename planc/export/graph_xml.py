@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 
 from planc.diagnostics import Diagnostic
-from planc.export.target import refusal
+from planc.export.target import too_large
 from planc.graph.expand import edge_rows, node_attributes
 from planc.graph.types import EdgeBlock, shape_text
 from planc.render.text import xml_escape
@@ -45,16 +45,7 @@ Attributes = Mapping[str, object]
 
 def graph_faults(plan: VerifiedPlan, title: str) -> Iterator[Diagnostic]:
     """PLN503 for a graph of more than `MAX_EDGES` edges."""
-    count, par = len(plan.expanded.source), plan.parallelism
-    if count > MAX_EDGES:
-        few = MAX_EDGES * par.dp // count
-        change = f"plan {few} of the {par.dp} replicas, which share nothing: parallelism.dp: {few}, and their part of the batch"
-        yield refusal(
-            title,
-            f"a graph of {count:,} edges is too large to open; {MAX_EDGES:,} are the most",
-            change if few else "export `chakra`, a file for each rank",
-            "parallelism.dp",
-        )
+    yield from too_large(plan, title, "edges", len(plan.expanded.source), MAX_EDGES)
 
 
 def nodes(plan: VerifiedPlan) -> Iterator[tuple[str, Attributes]]:

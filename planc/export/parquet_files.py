@@ -52,7 +52,7 @@ def _arrow(table: Table, plan: str) -> Any:
         return pa.array(cells, kind) if isinstance(cells, np.ndarray) else pa.repeat(pa.scalar(cells, kind), size)
 
     parts = [schema.empty_table()]
-    for part in table.parts():
+    for part in table.parts:
         size = size_of(part)
         parts.append(pa.Table.from_arrays([column(part[f.name], f.type, size) for f in schema], schema=schema))
     return pa.concat_tables(parts).combine_chunks()

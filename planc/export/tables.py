@@ -6,7 +6,7 @@ A table comes in parts, mostly a block of the plan's graph each, in which a colu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from planc.diagnostics import Diagnostic
 from planc.export.links import Part, links_by_op, links_by_step, most_links
-from planc.export.target import Job, refusal
+from planc.export.target import Job, refusal, too_large
 from planc.placement import ITEMS
 from planc.verify import VerifiedPlan
 
@@ -23,24 +23,48 @@ MANY_LINKS = 1_000_000  #: rows from which links are summed over the step, where
 LINKS = ("auto", "op", "step")  #: values of the option `links`: those of every op, or the sum over a step
 
 
+Types = Mapping[str, Literal["int", "float", "text"]]  #: column -> what its cells hold
+_BYTES = (*ITEMS, "reserve", "used", "capacity")
+COLUMNS: dict[str, Types] = {
+    "placement": dict.fromkeys(("layer", "expert", "copy", "shard", "replica", "rank", "node", "gpu", "slot"), "int"),
+    "ranks": {
+        **dict.fromkeys(("rank", "replica", "stage", "ep_index", "tp_group", "tp_index", "node", "gpu"), "int"),
+        "gpu_name": "text",
+        **dict.fromkeys((f"{item}_bytes" for item in _BYTES), "int"),
+    },
+    "links": {
+        **dict.fromkeys(("comm", "kind", "op"), "text"),
+        **dict.fromkeys(("layer", "micro_batch", "source", "target"), "int"),
+        "link": "text",
+        "bytes": "int",
+    },
+    "ops": {
+        **dict.fromkeys(("op", "kind"), "text"),
+        **dict.fromkeys(("layer", "micro_batch", "rank"), "int"),
+        "ranks": "text",
+        **dict.fromkeys(("expert", "rows"), "int"),
+        "stream": "text",
+        **dict.fromkeys(("start_us", "end_us"), "float"),
+    },
+}
+
+
 @dataclass(frozen=True)
 class Table:
-    """``types``: column -> what its cells hold; ``parts``: the rows, with all of the columns in each part."""
+    """``types``: its columns in order; ``parts``: the rows, with all of the columns in each part."""
 
     name: str
-    types: Mapping[str, Literal["int", "float", "text"]]
-    parts: Callable[[], Iterable[Part]]
+    types: Types
+    parts: Iterable[Part]
 
 
-def tables(job: Job, option: str) -> list[Table]:
+def tables(job: Job, option: str) -> Iterator[Table]:
     """All tables of a plan; ``option``: the name of the target's option that is one of `LINKS`."""
-    plan, by_op = job.plan, _by_op(job, option)
-    return [
-        Table("placement", _PLACEMENT, lambda: _placement(plan)),
-        Table("ranks", _RANKS, lambda: _ranks(plan)),
-        Table("links", _LINKS, lambda: links_by_op(plan) if by_op else links_by_step(plan)),
-        Table("ops", _OPS, lambda: _ops(job)),
-    ]
+    plan = job.plan
+    links = links_by_op if _by_op(job, option) else links_by_step
+    parts = {"placement": _placement(plan), "ranks": _ranks(plan), "links": links(plan), "ops": _ops(job)}
+    for name, types in COLUMNS.items():
+        yield Table(name, types, parts[name])
 
 
 def _by_op(job: Job, option: str) -> bool:
@@ -50,15 +74,8 @@ def _by_op(job: Job, option: str) -> bool:
 
 def table_faults(job: Job, title: str, option: str) -> Iterator[Diagnostic]:
     """PLN503 for tables of more than `MAX_ROWS` rows."""
-    plan, par = job.plan, job.plan.parallelism
-    if plan.blocks.op_count > MAX_ROWS:
-        few = MAX_ROWS * par.dp // plan.blocks.op_count
-        yield refusal(
-            title,
-            f"a table of {plan.blocks.op_count:,} ops is too large; {MAX_ROWS:,} are the most",
-            f"plan {few} of the {par.dp} replicas, which share nothing: parallelism.dp: {few}, and their part of the batch",
-            "parallelism.dp",
-        )
+    plan = job.plan
+    yield from too_large(plan, title, "ops", plan.blocks.op_count, MAX_ROWS)
     if _by_op(job, option) and most_links(plan) > MAX_ROWS:
         message = f"up to {most_links(plan):,} links op by op are too many; {MAX_ROWS:,} are the most"
         yield refusal(title, message, f"leave the option {option} out, or give `step`, the sum over a step")
@@ -75,21 +92,6 @@ def table_notes(job: Job, option: str) -> Iterator[str]:
 def size_of(part: Part) -> int:
     """Rows of a part."""
     return next(len(cells) for cells in part.values() if isinstance(cells, np.ndarray))
-
-
-_Types = dict[str, Literal["int", "float", "text"]]
-
-# --- placement and ranks ------------------------------------------------------------------------------------------------
-
-_PLACEMENT: _Types = dict.fromkeys(
-    ("layer", "expert", "copy", "shard", "replica", "rank", "node", "gpu", "slot"), "int"
-)
-_BYTES = (*ITEMS, "reserve", "used", "capacity")
-_RANKS: _Types = {
-    **dict.fromkeys(("rank", "replica", "stage", "ep_index", "tp_group", "tp_index", "node", "gpu"), "int"),
-    "gpu_name": "text",
-    **dict.fromkeys((f"{item}_bytes" for item in _BYTES), "int"),
-}
 
 
 def _placement(plan: VerifiedPlan) -> Iterator[Part]:
@@ -136,35 +138,6 @@ def _ranks(plan: VerifiedPlan) -> Iterator[Part]:
         "gpu_name": names[cluster.group_of_rank[rank]],
         **{f"{item}_bytes": parts[item] for item in _BYTES},
     }
-
-
-_LINKS: _Types = {
-    "comm": "text",
-    "kind": "text",
-    "op": "text",
-    "layer": "int",
-    "micro_batch": "int",
-    "source": "int",
-    "target": "int",
-    "link": "text",
-    "bytes": "int",
-}
-
-# --- ops ------------------------------------------------------------------------------------------------------------------
-
-_OPS: _Types = {
-    "op": "text",
-    "kind": "text",
-    "layer": "int",
-    "micro_batch": "int",
-    "rank": "int",
-    "ranks": "text",
-    "expert": "int",
-    "rows": "int",
-    "stream": "text",
-    "start_us": "float",
-    "end_us": "float",
-}
 
 
 def _ops(job: Job) -> Iterator[Part]:

@@ -149,7 +149,7 @@ def test_a_graph_too_large_is_refused_and_the_change_helps(
     plan = plan_of("reference", example)
     monkeypatch.setattr(graph_xml, "MAX_EDGES", plan.graph.size() * 2 // 3)
     [fault] = refusals(plan, [form])[form]
-    assert fault.code == "PLN503" and "parallelism.dp: 1" in fault.hint and "56,210 edges" in fault.message
+    assert fault.code == "PLN503" and "parallelism.dp: 1" in fault.hint and "56,210 edges are too many" in fault.message
     with pytest.raises(planc.PlancError):
         write(plan, [form], tmp_path / "none")
     assert not (tmp_path / "none").exists()
