@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planc.diagnostics import Diagnostic
-from planc.export.target import Job, Target
+from planc.export.target import Job, Target, time_notes
 from planc.schedule.trace import kineto, packed
 
 
@@ -17,6 +17,7 @@ def faults(job: Job) -> Iterator[Diagnostic]:
 def notes(job: Job) -> Iterator[str]:
     """What the reader would see otherwise than planc."""
     yield "HolisticTraceAnalysis rounds times to whole microseconds unless HTA_DISABLE_NS_ROUNDING=1 is set"
+    yield from time_notes(job)
 
 
 def files(job: Job) -> Iterator[tuple[str, bytes]]:

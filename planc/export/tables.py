@@ -14,7 +14,7 @@ import numpy as np
 
 from planc.diagnostics import Diagnostic
 from planc.export.links import Part, links_by_op, links_by_step, most_links
-from planc.export.target import Job, refusal, too_large
+from planc.export.target import Job, refusal, time_notes, too_large
 from planc.placement import ITEMS
 from planc.verify import VerifiedPlan
 
@@ -85,7 +85,8 @@ def table_notes(job: Job, option: str) -> Iterator[str]:
     """What a reader may take for something else."""
     if not _by_op(job, option):
         yield f"links are sums over a step by kind of op; the option {option}=op tells ops apart"
-    if job.plan.spec.traffic is not None:
+    yield from time_notes(job)
+    if job.timeline.prices.traffic is not None:
         yield "bytes of links are those of even routing, as in the plan; times of ops follow the traffic"
 
 

@@ -28,7 +28,7 @@ class Job:
 
     @cached_property
     def timeline(self) -> Timeline:
-        """The simulated step, made when a target first asks for it."""
+        """The simulated step, made when a target first asks for it; recorded traffic is left aside (see `time_notes`)."""
         from planc.schedule import known_traffic, timeline
 
         return timeline(self.plan, traffic=known_traffic(self.plan, files=False))
@@ -57,6 +57,13 @@ class Target:
 def refusal(title: str, message: str, change: str, path: str = "") -> Diagnostic:
     """PLN503: a target cannot express a plan; ``change`` is the smallest that it could, ``path`` the key to change."""
     return Diagnostic("PLN503", f"{title}: {message}", path=path, hint=change)
+
+
+def time_notes(job: Job) -> Iterator[str]:
+    """What the times of the simulated step do not rest on."""
+    traffic = job.plan.spec.traffic
+    if traffic is not None and traffic.file and job.plan.spec.model.moe is not None:
+        yield "times are those of even routing, without the recording that the spec names; `planc trace` reads it"
 
 
 def too_large(plan: VerifiedPlan, title: str, what: str, count: int, most: int) -> Iterator[Diagnostic]:

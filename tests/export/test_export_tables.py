@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import re
 import sys
 from collections import Counter, defaultdict
@@ -273,6 +274,17 @@ def test_times_follow_known_traffic_and_bytes_do_not(plan_of: Get) -> None:
     assert all(len(some) > 2 for some in spans.values())  # even routing has at most two token counts
     [note] = target("csv").notes(Job(skewed))
     assert "even routing" in note and not list(target("csv").notes(Job(plan_of("copies"))))
+
+
+def test_a_recording_is_not_read_and_a_note_says_so(tmp_path: Path) -> None:
+    """As where only the written plan is at hand: its files need nothing but the plan."""
+    (tmp_path / "loads.json").write_text(json.dumps({"logical_count": [[[90, 10, 5, 5, 5, 5, 5, 5]] * 2]}))
+    parts: dict[str, Any] = {"parallelism": {"dp": 1, "ep": 8, "tp": 1}, "placement": {"policy": "linear"}}
+    known = planc.compile(small_spec(**parts, traffic={"file": str(tmp_path / "loads.json")}))
+    assert written(known)["ops"] == written(planc.compile(small_spec(**parts)))["ops"]
+    for form in ("csv", "parquet", "kineto"):
+        *_, note = target(form).notes(Job(known))
+        assert "even routing, without the recording" in note
 
 
 def test_names_are_quoted(plan_of: Get) -> None:
