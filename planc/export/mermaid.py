@@ -118,7 +118,7 @@ def _text(text: str) -> str:
 
 TARGET = Target(
     title="Mermaid",
-    version="11",
+    version="11 and 12",
     says="the plan in outline: one layer of every kind, replicas folded, tensors and classes of communication",
     lacks=f"single ops of GPUs, times, figures of more than {MAX_EDGES} edges",
     faults=faults,
