@@ -1,4 +1,4 @@
-"""Seconds and peak memory of `planc export`: every target for the reference, and Chakra traces for 256 GPUs."""
+"""Seconds and peak memory of `planc export`: every target for the reference, all of them together, and Chakra traces for 256 GPUs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 
-from planc.export import TARGETS
+from planc.export import ALL, TARGETS
 
 REFERENCE, LARGE = "moe-61l-ep64-dp2", "deepseek-v3-ep256"
 
@@ -25,6 +25,6 @@ def measured(spec: str, target: str) -> tuple[float, float, int]:
 
 
 if __name__ == "__main__":
-    for spec, target in [*((REFERENCE, name) for name in TARGETS), (LARGE, "chakra")]:
+    for spec, target in [*((REFERENCE, name) for name in [*TARGETS, ALL]), (LARGE, "chakra")]:
         seconds, memory, status = measured(spec, target)
         print(f"{spec} {target}: {seconds:.2f} s, {memory:.0f} MB" + (f", exit status {status}" if status else ""))

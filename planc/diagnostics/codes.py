@@ -246,6 +246,11 @@ CODES: dict[str, Code] = {
         "Nodes have ids of their own and depend on nodes of their rank without a circle, and every member of a group makes the "
         "same collectives in the same order.",
     ),
+    "PLN510": Code(
+        "needs pyarrow",
+        "Parquet files are written by the package pyarrow: `pip install 'planc[parquet]'`. The target `csv` has the same tables "
+        "and needs no package.",
+    ),
     # 9xx: our own fault
     "PLN900": Code("internal fault", "A fault in planc itself. Please report it with the spec that caused it."),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ class Job:
 
     @cached_property
     def timeline(self) -> Timeline:
-        """The simulated step, made when a target first asks for it."""
+        """The simulated step, made when a target first asks for it; recorded traffic is left aside (see `time_notes`)."""
         from planc.schedule import known_traffic, timeline
 
         return timeline(self.plan, traffic=known_traffic(self.plan, files=False))
@@ -59,6 +59,23 @@ class Target:
 def refusal(title: str, message: str, change: str, path: str = "") -> Diagnostic:
     """PLN503: a target cannot express a plan; ``change`` is the smallest that it could, ``path`` the key to change."""
     return Diagnostic("PLN503", f"{title}: {message}", path=path, hint=change)
+
+
+def time_notes(job: Job) -> Iterator[str]:
+    """What the times of the simulated step do not rest on."""
+    traffic = job.plan.spec.traffic
+    if traffic is not None and traffic.file and job.plan.spec.model.moe is not None:
+        yield "times are those of even routing, without the recording that the spec names; `planc trace` reads it"
+
+
+def too_large(plan: VerifiedPlan, title: str, what: str, count: int, most: int) -> Iterator[Diagnostic]:
+    """PLN503 where ``count`` of ``what`` is more than ``most``, with as many replicas as are not."""
+    par = plan.parallelism
+    if count > most:
+        fit = most * par.dp // count
+        change = f"plan {fit} of the {par.dp} replicas, which share nothing: parallelism.dp: {fit}, with their part of the cluster and the batch"
+        message = f"{count:,} {what} are too many for one file; {most:,} are the most"
+        yield refusal(title, message, change if fit else "export `chakra`, a file for each rank", "parallelism.dp")
 
 
 def text_of(template: str, **values: Any) -> bytes:

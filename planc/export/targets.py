@@ -18,12 +18,18 @@ TARGETS = {
     "trtllm": "planc.export.trtllm",
     "vllm": "planc.export.vllm",
     "vllm-ascend": "planc.export.vllm_ascend",
-    "chakra": "planc.export.chakra",
     "lws": "planc.export.lws",
     "kserve": "planc.export.kserve",
     "dynamo": "planc.export.dynamo",
     "ray": "planc.export.ray",
     "slurm": "planc.export.slurm",
+    "chakra": "planc.export.chakra",
+    "kineto": "planc.export.kineto",
+    "graphml": "planc.export.graphml",
+    "gexf": "planc.export.gexf",
+    "mermaid": "planc.export.mermaid",
+    "csv": "planc.export.csv_files",
+    "parquet": "planc.export.parquet_files",
 }
 ALL = "all"
 

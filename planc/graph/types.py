@@ -168,6 +168,8 @@ def content(*arrays: np.ndarray) -> bytes:
 
 def range_text(numbers: list[int]) -> str:
     """``[0, 1, 2, 7]`` -> ``0-2,7``; the inverse of `planc.spec.fields.parse_ranges` for ascending numbers."""
+    if len(numbers) > 1 and numbers[-1] - numbers[0] == len(numbers) - 1:  # one run, as most groups of ranks are
+        return f"{numbers[0]}-{numbers[-1]}"
     parts: list[str] = []
     i = 0
     while i < len(numbers):

@@ -28,10 +28,10 @@ _REST = "rest"
 _Run = tuple[int, int, int]
 
 
-def simplified_view(plan: VerifiedPlan) -> View:
-    """The figure, from blocks alone: it is as large for 10,000 GPUs as for 16."""
+def simplified_view(plan: VerifiedPlan, most: int = MAX_RUNS) -> View:
+    """The figure, from blocks alone: it is as large for 10,000 GPUs as for 16. ``most``: runs of layers that are drawn."""
     runs = fold_layers(plan)
-    shown = runs if len(runs) <= MAX_RUNS else runs[:FIRST_RUNS]
+    shown = runs if len(runs) <= most else runs[: min(FIRST_RUNS, most)]
     rest = runs[len(shown) :]
     caption = _caption(plan, runs, rest)
     sheet = Sheet(plan, content_top(caption))

@@ -112,7 +112,7 @@ def tokens_text(low: int, high: int | None = None) -> str:
 
 def xml_escape(text: str) -> str:
     """Text for XML content and attribute values."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
+    clean = text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
     return _xml(clean, {'"': "&quot;", "'": "&#39;"})
 
 

@@ -69,6 +69,7 @@ ELSEWHERE = {
     "PLN506": "export/test_export_permutation.py",
     "PLN507": "export/test_export_permutation.py",
     "PLN508": "export/test_export_chakra.py",
+    "PLN510": "export/test_export_tables.py",
     "PLN900": "cli/test_cli.py",
 } | {f"PLN3{n:02}": "verify/test_mutations.py" for n in (*range(1, 16), 17)}
 

@@ -10,7 +10,8 @@ import pytest
 from small_specs import MOE, Compiled, Small
 
 import planc
-from planc.graph import ROWS, expand
+from planc.graph import ROWS, expand, range_text
+from planc.spec.fields import parse_ranges
 
 DECODE = {
     "moe-4l-16gpu-baseline": (),
@@ -149,3 +150,9 @@ def test_arrays_from_listed_pairs_equal_arrays_from_patterns(example: Compiled) 
     again = expand(replace(plan.blocks, edges=tuple(listed)))
     assert (again.source == plan.expanded.source).all()
     assert (again.target == plan.expanded.target).all()
+
+
+@pytest.mark.parametrize("numbers", [[5], [0, 1], [0, 2], [0, 1, 2, 7], [3, 4, 8, 9], [0, 2, 4], list(range(8, 16))])
+def test_ranges_read_back(numbers: list[int]) -> None:
+    assert parse_ranges(range_text(numbers)) == numbers
+    assert ("," in range_text(numbers)) == (numbers[-1] - numbers[0] != len(numbers) - 1)

@@ -18,7 +18,7 @@ import pytest
 from registry import installed
 from small_specs import Compiled
 
-from planc import pipeline
+from planc import export, pipeline
 from planc.schedule import Timeline, timeline
 
 PACKAGES = (
@@ -85,6 +85,8 @@ def test_hta_agrees_with_the_timeline(hta_python: Path, example: Compiled, tmp_p
     steps = {"stages": (stages, range(16)), "halves": (halves, (0, 9, 63)), "many": (many, (7,))}
     for name, (simulated, ranks) in steps.items():
         pipeline.write_traces(simulated, tmp_path / name, ranks)
+    export.write(example("moe-4l-16gpu-baseline"), ["kineto"], tmp_path)  # all ranks, as the first of the steps
+    steps["kineto"] = steps["stages"]
     for (simulated, ranks), found in zip(
         steps.values(), _read(hta_python, [tmp_path / name for name in steps]), strict=True
     ):

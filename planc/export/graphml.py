@@ -1,0 +1,47 @@
+"""GraphML: the plan's op graph for networkx, yEd, Gephi and Cytoscape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from planc.diagnostics import Diagnostic
+from planc.export.graph_xml import EDGE, MAX_EDGES, NODE, as_text, edges, graph_faults, nodes
+from planc.export.target import Job, Target
+from planc.render.text import xml_escape
+
+_SPACE = "http://graphml.graphdrawing.org/xmlns"
+
+
+def faults(job: Job) -> Iterator[Diagnostic]:
+    """Graphs too large to open."""
+    yield from graph_faults(job.plan, TARGET.title)
+
+
+def notes(job: Job) -> Iterator[str]:
+    """Nothing is read otherwise."""
+    yield from ()
+
+
+def files(job: Job) -> Iterator[tuple[str, bytes]]:
+    """One file: types of attributes, the plan's name, ops, edges."""
+    of_node, of_edge = as_text(NODE, '<data key="n{}">{}</data>'), as_text(EDGE, '<data key="e{}">{}</data>')
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>', f'<graphml xmlns="{_SPACE}">']
+    lines.append('<key id="plan" for="graph" attr.name="plan" attr.type="string"/>')
+    for domain, types in (("node", NODE), ("edge", EDGE)):
+        for number, (name, kind) in enumerate(types.items()):
+            lines.append(f'<key id="{domain[0]}{number}" for="{domain}" attr.name="{name}" attr.type="{kind}"/>')
+    lines += ['<graph edgedefault="directed">', f'<data key="plan">{xml_escape(job.plan.spec.name)}</data>']
+    lines += [f'<node id="{name}">{of_node(attributes)}</node>' for name, attributes in nodes(job.plan)]
+    lines += [f'<edge source="{s}" target="{t}">{of_edge(attributes)}</edge>' for s, t, attributes in edges(job.plan)]
+    yield "plan.graphml", "\n".join([*lines, "</graph>", "</graphml>", ""]).encode()
+
+
+TARGET = Target(
+    title="GraphML",
+    version="1.0",
+    says="every op with its kind, layer, ranks and expert, every edge with its tensor, bytes and class of communication",
+    lacks=f"times, who sends what inside a collective, graphs of more than {MAX_EDGES:,} edges",
+    faults=faults,
+    notes=notes,
+    files=files,
+)
