@@ -5,6 +5,7 @@ planc's replicas (dp) share nothing, so each is an instance of the engine by its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,15 +42,21 @@ def instances(plan: VerifiedPlan) -> list[Instance]:
 
 
 def node_faults(plan: VerifiedPlan, title: str) -> Iterator[Diagnostic]:
-    """Why replicas are no instances of an engine: one that has several nodes has as many GPUs on each of them."""
+    """Why replicas are no instances of an engine: one that has several nodes has the same GPUs of each of them."""
     par, cluster = plan.parallelism, plan.spec.cluster
     for number in range(par.dp):
         first = number * par.replica_size
-        counts = np.bincount(cluster.node_of_rank[first : first + par.replica_size])
-        counts = counts[counts > 0]
-        if len(set(counts.tolist())) > 1:
+        on, local = (ids[first : first + par.replica_size] for ids in (cluster.node_of_rank, cluster.local_of_rank))
+        _, begin, counts = np.unique(on, return_index=True, return_counts=True)
+        message = ""
+        if np.ptp(counts):
             message = f"replica {number} has {counts.min()} GPUs on one node and {counts.max()} on another"
-            per_node = int(counts.max())
-            change = f"choose degrees whose product is a multiple of the {per_node} GPUs of a node, or divides them"
+        elif np.ptp(local[begin]):
+            message = f"replica {number} begins at GPU {local[begin].max()} of one node and at GPU {local[begin].min()} of another"
+        if message:
+            sizes = {group.gpus_per_node for group in cluster.groups}
+            change = f"set pp · ep to a divisor of {math.gcd(*sizes)}" + (
+                ", or to a multiple" if len(sizes) == 1 else ""
+            )
             yield refusal(title, message, change, "parallelism")
             return

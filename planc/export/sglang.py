@@ -8,8 +8,8 @@ import numpy as np
 
 from planc.diagnostics import Diagnostic
 from planc.export.nodes import instances, node_faults
-from planc.export.slots import slot_faults, slot_tables
-from planc.export.target import Job, Target, refusal, text_of
+from planc.export.slots import gating_notes, has_copies, slot_faults, slot_tables
+from planc.export.target import Job, Target, text_of
 from planc.placement.expert_map import map_json
 from planc.verify import VerifiedPlan
 
@@ -21,17 +21,13 @@ def faults(job: Job) -> Iterator[Diagnostic]:
     plan = job.plan
     yield from slot_faults(plan, TARGET.title)
     yield from node_faults(plan, TARGET.title)
-    if plan.parallelism.expert_tp > 1:
-        message = f"an expert map places whole experts, and here {plan.parallelism.expert_tp} GPUs share one"
-        yield refusal(TARGET.title, message, "set parallelism.expert_tp: 1", "parallelism.expert_tp")
 
 
 def notes(job: Job) -> Iterator[str]:
     """What SGLang does in its own way."""
-    plan, par = job.plan, job.plan.parallelism
-    if par.leaders_gate:
-        yield "every GPU of a TP group routes its share of the tokens; the plan's leaders, which route for all, are planc's own"
-    if plan.placement.layers and any((part.copies > 1).any() for part in plan.placement.layers.values()):
+    plan = job.plan
+    yield from gating_notes(plan)
+    if has_copies(plan):
         yield "of an expert's copies a GPU uses its own first, then one on its node"
 
 

@@ -28,13 +28,17 @@ def slot_tables(plan: VerifiedPlan) -> dict[int, np.ndarray]:
 
 
 def slot_faults(plan: VerifiedPlan, title: str) -> Iterator[Diagnostic]:
-    """Why slots of a plan are not those of an engine: some are empty, or layers have different numbers of them."""
+    """Why slots of a plan are not those of an engine: they hold parts of experts, some are empty, or layers have different
+    numbers of them."""
     par, moe = plan.parallelism, plan.spec.model.moe
     if moe is None:
         yield refusal(
             title, "the model has no experts to place", "export the launch files of another target", "model.moe"
         )
         return
+    if par.expert_tp > 1:
+        message = f"a slot holds a whole expert, and here {par.expert_tp} GPUs share one"
+        yield refusal(title, message, "set parallelism.expert_tp: 1", "parallelism.expert_tp")
     tables = slot_tables(plan)
     widths = sorted({table.shape[1] for table in tables.values()})
     holes = [layer for layer, table in tables.items() if (table == EMPTY).any()]
@@ -59,3 +63,14 @@ def slot_faults(plan: VerifiedPlan, title: str) -> Iterator[Diagnostic]:
         yield refusal(
             title, message, f"set expert_rule.slots_per_gpu: {widths[-1]} and spares: replicate", "expert_rule"
         )
+
+
+def gating_notes(plan: VerifiedPlan) -> Iterator[str]:
+    """Who routes tokens in engines, where the plan has it otherwise."""
+    if plan.parallelism.leaders_gate:
+        yield "every GPU of a TP group routes its share of the tokens; the plan's leaders, which route for all, are planc's own"
+
+
+def has_copies(plan: VerifiedPlan) -> bool:
+    """Whether an expert has further copies."""
+    return any((part.copies > 1).any() for part in plan.placement.layers.values())

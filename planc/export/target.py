@@ -101,6 +101,7 @@ def _environment() -> Environment:
     )
     environment.filters["sh"] = lambda value: shlex.quote(str(value))
     environment.filters["yaml"] = _yaml
+    environment.filters["chomp"] = lambda text: str(text).removesuffix("\n")
     return environment
 
 

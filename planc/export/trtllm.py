@@ -7,7 +7,7 @@ from typing import Any
 
 from planc.diagnostics import Diagnostic
 from planc.export.nodes import instances, node_faults
-from planc.export.slots import slot_faults, slot_tables
+from planc.export.slots import has_copies, slot_faults, slot_tables
 from planc.export.target import Job, Target, refusal, text_of
 from planc.placement import step_tokens
 from planc.verify import VerifiedPlan
@@ -20,9 +20,6 @@ def faults(job: Job) -> Iterator[Diagnostic]:
     plan, par, title = job.plan, job.plan.parallelism, TARGET.title
     yield from slot_faults(plan, title)
     yield from node_faults(plan, title)
-    if par.expert_tp > 1:
-        message = f"its map places whole experts, and here {par.expert_tp} GPUs share one"
-        yield refusal(title, message, "set parallelism.expert_tp: 1", "parallelism.expert_tp")
     if par.tp > 1:
         message = f"WIDEEP exchanges tokens all to all between GPUs that attend for themselves, and here {par.tp} share attention"
         yield refusal(title, message, "set parallelism.tp: 1", "parallelism.tp")
@@ -35,7 +32,7 @@ def notes(job: Job) -> Iterator[str]:
         yield "it does not overlap two micro-batches in a step; the plan's prediction does"
     if _leaves_nvlink(plan):
         yield "between NVLink domains it takes DeepEP where that is installed and knows the number of nodes, else it gathers all tokens"
-    if any((part.copies > 1).any() for part in plan.placement.layers.values()):
+    if has_copies(plan):
         yield "an expert's copies share its tokens in the engine's own way"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from planc.diagnostics import Diagnostic
 from planc.export.nodes import Instance, instances, node_faults
 from planc.export.permutation import Permutation, Seats, permutation_json, relabelled
-from planc.export.slots import slot_faults, slot_tables
+from planc.export.slots import gating_notes, slot_faults, slot_tables
 from planc.export.target import Job, Target, refusal, text_of
 from planc.verify import VerifiedPlan
 
@@ -80,9 +80,6 @@ def faults(job: Job) -> Iterator[Diagnostic]:
     """What vLLM cannot be told."""
     plan, par, title = job.plan, job.plan.parallelism, TARGET.title
     found = [*slot_faults(plan, title), *node_faults(plan, title)]
-    if par.expert_tp > 1:
-        message = f"with expert parallelism a GPU holds whole experts, and here {par.expert_tp} GPUs share one"
-        found.append(refusal(title, message, "set parallelism.expert_tp: 1", "parallelism.expert_tp"))
     if found:
         yield from found
         return
@@ -176,8 +173,8 @@ def notes(job: Job) -> Iterator[str]:
         yield f"{MAP} is read by a vLLM with the open pull request 49572 only"
     if par.attention_dp == 1:
         yield "without data parallelism every GPU routes all tokens, and an all-reduce takes the place of dispatch and combine"
-    elif par.leaders_gate:
-        yield "every GPU of a TP group routes its share of the tokens; the plan's leaders, which route for all, are planc's own"
+    else:
+        yield from gating_notes(plan)
     if _redundant(plan) > 0:
         yield "of an expert's copies a token takes one by its place in the batch"
     if par.attention_dp > 1 and _backend(plan) == "deepep_low_latency" and plan.spec.model.hidden not in _FAST_HIDDEN:

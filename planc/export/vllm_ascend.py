@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from planc.diagnostics import Diagnostic
 from planc.export.nodes import instances, node_faults
-from planc.export.slots import slot_faults, slot_tables
+from planc.export.slots import gating_notes, has_copies, slot_faults, slot_tables
 from planc.export.target import Job, Target, refusal, text_of
 from planc.verify import VerifiedPlan
 
@@ -20,9 +20,6 @@ def faults(job: Job) -> Iterator[Diagnostic]:
     yield from slot_faults(plan, title)
     on_nodes = list(node_faults(plan, title))
     yield from on_nodes
-    if par.expert_tp > 1:
-        message = f"an expert map places whole experts, and here {par.expert_tp} GPUs share one"
-        yield refusal(title, message, "set parallelism.expert_tp: 1", "parallelism.expert_tp")
     if par.pp > 1:
         message = "every pipeline stage counts its MoE layers from 0, and would read the map of the first stage"
         yield refusal(title, message, "set parallelism.pp: 1", "parallelism.pp")
@@ -36,9 +33,8 @@ def notes(job: Job) -> Iterator[str]:
     """What vLLM-Ascend does in its own way."""
     plan = job.plan
     yield "the engine chooses how tokens are exchanged by the machine and the batch; the map is read when it starts"
-    if plan.parallelism.leaders_gate:
-        yield "every GPU of a TP group routes its share of the tokens; the plan's leaders, which route for all, are planc's own"
-    if any((part.copies > 1).any() for part in plan.placement.layers.values()):
+    yield from gating_notes(plan)
+    if has_copies(plan):
         yield "of an expert's copies a rank uses one, by its number"
     if plan.spec.workload.micro_batches > 1:
         yield f"the {plan.spec.workload.micro_batches} micro-batches of the plan are not asked for"

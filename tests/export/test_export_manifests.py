@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
+from launch_scripts import parsed
 from manifest_schemas import NAME, faults, schema_of
 from random_specs import specs
 from small_specs import small_spec
-from test_export_sglang import NAMES, launched, parsed, plan_of
+from test_export_sglang import NAMES, OPTIONS, launched, plan_of
+from test_export_vllm import OPTIONS as VLLM_OPTIONS
 from test_export_vllm import launched as vllm_launched
-from test_export_vllm import parsed as vllm_parsed
 
 import planc
 from planc.export import manifests, refusals, target, write
@@ -235,17 +236,9 @@ def batch(folder: Path, nodes: int, instance: int = 0, printed: str = "python3",
 
 
 def sglang(words: list[str]) -> Namespace:
-    """The arguments that SGLang is started with; ``host`` and ``port``, which its own script leaves as they are, beside."""
+    """The arguments that SGLang is started with."""
     assert words[:3] == ["python3", "-m", "sglang.launch_server"]
-    rest, where = words[3:], {"host": "", "port": "0"}
-    for key in where:
-        if f"--{key}" in rest:
-            index = rest.index(f"--{key}")
-            where[key] = rest[index + 1]
-            del rest[index : index + 2]
-    found = parsed(rest)
-    found.host, found.port = where["host"], int(where["port"])
-    return found
+    return parsed(words[3:], OPTIONS)
 
 
 def compared(found: Namespace) -> dict[str, Any]:
@@ -347,7 +340,7 @@ def test_vllm_starts_as_its_own_script_starts_it(name: str, tmp_path: Path) -> N
         words = by_ray(tmp_path) if form == "ray" else by_kserve(tmp_path)
         flags = [word for word in words if word.startswith("--")]
         assert len(flags) == len(set(flags))
-        found = vars(vllm_parsed(words))
+        found = vars(parsed(words, VLLM_OPTIONS, "model"))
         sizes = ("data_parallel_size", "tensor_parallel_size", "pipeline_parallel_size")
         assert [found[size] or 1 for size in sizes] == [own[size] or 1 for size in sizes]
         for flag in (

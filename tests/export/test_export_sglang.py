@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_specs import small_spec
+from launch_scripts import parsed, start
+from small_specs import LINKS, small_spec
 
 import planc
 from planc.export import refusals, write
@@ -25,6 +24,7 @@ OPTIONS: dict[str, Any] = {
     "--nnodes": int,
     "--node-rank": int,
     "--port": int,
+    "--host": str,
     "--dist-init-addr": str,
     "--base-gpu-id": int,
     "--tp-size": int,
@@ -37,40 +37,17 @@ OPTIONS: dict[str, Any] = {
     "--ep-dispatch-algorithm": ["static", "dynamic", "fake", "lp"],
     "--enable-two-batch-overlap": None,
     "--init-expert-location": str,
-    "--stages": str,  # not an option: the environment variable, as the stand-in for Python tells it
 }
 NAMES = ["moe-61l-ep64-dp2", "deepseek-v3-ep256", "deepseek-v3-128gpu", "qwen3-235b-a22b"]
 
 
-def parsed(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    for flag, kind in OPTIONS.items():
-        if kind is None:
-            parser.add_argument(flag, action="store_true")
-        elif isinstance(kind, list):
-            parser.add_argument(flag, choices=kind)
-        else:
-            parser.add_argument(flag, type=kind)
-    found, unknown = parser.parse_known_args(words)
-    assert not unknown, unknown
-    return found
-
-
 def launched(folder: Path, *arguments: str) -> argparse.Namespace:
-    """What the script gives SGLang on a node."""
-    fake = folder / "bin"
-    fake.mkdir(exist_ok=True)
-    (fake / "python3").write_text('#!/bin/sh\nprintf "%s\\n" "$@" "--stages=$SGLANG_PP_LAYER_PARTITION"\n')
-    (fake / "python3").chmod(0o755)
-    bash = shutil.which("bash")
-    assert bash, "the script is for bash, which this machine lacks"
-    env = {"PATH": f"{fake}:{os.environ['PATH']}"}
-    out = subprocess.run(
-        [bash, str(folder / "launch.sh"), *arguments], capture_output=True, text=True, env=env, check=True
-    )
-    words = out.stdout.splitlines()
-    assert words[:2] == ["-m", "sglang.launch_server"]
-    return parsed(words[2:])
+    """What the script gives SGLang on a node, with the layers of its ``stages``."""
+    done = start(folder / "launch.sh", "python3", *arguments)
+    assert done.words[:2] == ["-m", "sglang.launch_server"]
+    found = parsed(done.words[2:], OPTIONS)
+    found.stages = done.variables.get("SGLANG_PP_LAYER_PARTITION", "")
+    return found
 
 
 PLANS: dict[str, planc.VerifiedPlan] = {}
@@ -121,8 +98,9 @@ def test_nodes_start_what_the_plan_says(name: str, tmp_path: Path) -> None:
         assert (found.ep_num_redundant_experts or 0) == slots - moe.experts
     assert gpus == par.world_size
     assert launched(tmp_path / "sglang", "0", "1", "host:99").dist_init_addr == "host:99"
-    with pytest.raises(subprocess.CalledProcessError):
-        launched(tmp_path / "sglang", str(par.dp), "0", "host")
+    for wrong in ((str(par.dp), "0", "h"), ("0", "99", "h"), ("0", "x", "h"), ("0", "0")):
+        with pytest.raises(subprocess.CalledProcessError):
+            launched(tmp_path / "sglang", *wrong)
 
 
 def test_stages_have_the_plan_s_layers(tmp_path: Path) -> None:
@@ -164,6 +142,19 @@ def test_idle_slots_are_refused_and_the_change_helps(tmp_path: Path) -> None:
 def test_what_is_another_plan_is_refused(changes: dict[str, Any], words: str) -> None:
     found = refusals(planc.compile(small_spec(**changes)), ["sglang"])["sglang"]
     assert any(words in fault.message and fault.hint for fault in found)
+
+
+def test_replicas_askew_on_their_nodes_are_refused() -> None:
+    """An engine takes the same GPUs of every node: not the last two of one and the first two of the next."""
+    sizes = [{"nodes": 1, "gpus_per_node": 2}, {"nodes": 2, "gpus_per_node": 4}, {"nodes": 1, "gpus_per_node": 2}]
+    askew = {"name": "c", "links": LINKS, "groups": sizes}
+    degrees = {"dp": 3, "pp": 1, "ep": 4, "tp": 1}
+    plan = planc.compile(small_spec(cluster=askew, parallelism=degrees, expert_rule={"slots_per_gpu": 2}))
+    [fault] = refusals(plan, ["sglang"])["sglang"]
+    assert "begins at GPU 2 of one node and at GPU 0 of another" in fault.message and "divisor of 2" in fault.hint
+    degrees |= {"dp": 6, "ep": 2}
+    plan = planc.compile(small_spec(cluster=askew, parallelism=degrees, expert_rule={"slots_per_gpu": 4}))
+    assert not refusals(plan, ["sglang"])["sglang"]
 
 
 def test_layers_on_different_gpus_are_refused() -> None:

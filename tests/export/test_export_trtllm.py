@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from launch_scripts import Started, start
 from small_specs import small_spec
 
 import planc
@@ -65,17 +64,10 @@ def test_the_map_says_who_holds_what(name: str, tmp_path: Path) -> None:
     assert "NVLink domains" in " ".join((tmp_path / "trtllm" / "launch.sh").read_text().splitlines())
 
 
-def launched(folder: Path, instance: int, tasks: int, **env: str) -> subprocess.CompletedProcess[str]:
+def launched(folder: Path, instance: int, tasks: int, **variables: str) -> Started:
     """The script in a process of a job of so many."""
-    fake = folder / "bin"
-    fake.mkdir(exist_ok=True)
-    (fake / "trtllm-llmapi-launch").write_text('#!/bin/sh\nprintf "%s\\n" "$@" "${CUDA_VISIBLE_DEVICES:-all}" "$PWD"\n')
-    (fake / "trtllm-llmapi-launch").chmod(0o755)
-    env = {"PATH": f"{fake}:{os.environ['PATH']}", "SLURM_NTASKS": str(tasks), **env}
     script = folder / "trtllm" / "launch.sh"
-    return subprocess.run(
-        ["bash", str(script), str(instance)], capture_output=True, text=True, env=env, cwd=folder, check=False
-    )
+    return start(script, "trtllm-llmapi-launch", str(instance), check=False, SLURM_NTASKS=str(tasks), **variables)
 
 
 def test_processes_start_what_the_plan_says(tmp_path: Path) -> None:
@@ -86,17 +78,18 @@ def test_processes_start_what_the_plan_says(tmp_path: Path) -> None:
     folder = tmp_path / "trtllm"
     for instance, gpus in enumerate(("all", "2,3", "all", "2,3")):
         found = launched(tmp_path, instance, 2)
-        assert found.stdout.splitlines() == [
+        assert found.words == [
             *("trtllm-serve", "a b; rm -rf 'x'", "--backend", "pytorch"),
-            *("--extra_llm_api_options", "llm_api_options.yaml", gpus, str(folder)),
+            *("--extra_llm_api_options", "llm_api_options.yaml"),
         ]
+        assert (found.variables.get("CUDA_VISIBLE_DEVICES", "all"), found.folder) == (gpus, str(folder))
     for instance, tasks in ((0, 8), (4, 2)):
         found = launched(tmp_path, instance, tasks)
-        assert found.returncode == 2 and not found.stdout and found.stderr
-    assert launched(tmp_path, 1, 2, CUDA_VISIBLE_DEVICES="7,6").stdout.splitlines()[-2] == "7,6"
+        assert found.status == 2 and not found.words and found.errors
+    assert launched(tmp_path, 1, 2, CUDA_VISIBLE_DEVICES="7,6").variables["CUDA_VISIBLE_DEVICES"] == "7,6"
     (tmp_path / "here").mkdir()
     write(plan, ["trtllm"], tmp_path, model="here")
-    assert launched(tmp_path, 0, 2).stdout.splitlines()[1] == str(tmp_path / "here")  # the script leaves the folder
+    assert launched(tmp_path, 0, 2).words[1] == str(tmp_path / "here")  # the script leaves the folder
     assert "srun --mpi=pmix --nodes 1 --ntasks 2 --ntasks-per-node 2 launch.sh 3" in (folder / "launch.sh").read_text()
 
 

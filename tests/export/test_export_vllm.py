@@ -6,14 +6,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from launch_scripts import parsed, start
 from small_specs import small_spec
 
 import planc
@@ -62,37 +61,12 @@ OPTIONS: dict[str, Any] = {
 EPLB = {"num_redundant_experts", "step_interval", "initial_expert_map_path"}
 
 
-def parsed(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("model")
-    for flag, kind in OPTIONS.items():
-        if kind is None:
-            parser.add_argument(flag, action="store_true")
-        elif isinstance(kind, list):
-            parser.add_argument(flag, choices=kind)
-        else:
-            parser.add_argument(flag, type=kind)
-    found, unknown = parser.parse_known_args(words)
-    assert not unknown, unknown
-    return found
-
-
 def launched(folder: Path, *arguments: str, **variables: str) -> argparse.Namespace:
     """What the script gives vLLM on a node, with the layers of every stage as ``partition``."""
-    fake = folder / "bin"
-    fake.mkdir(exist_ok=True)
-    (fake / "vllm").write_text('#!/bin/sh\nprintf "%s\\n" "$VLLM_PP_LAYER_PARTITION" "$@"\n')
-    (fake / "vllm").chmod(0o755)
-    bash = shutil.which("bash")
-    assert bash, "the script is for bash, which this machine lacks"
-    env = {"PATH": f"{fake}:{os.environ['PATH']}"} | variables
-    out = subprocess.run(
-        [bash, str(folder / "launch.sh"), *arguments], capture_output=True, text=True, env=env, check=True
-    )
-    partition, verb, *words = out.stdout.splitlines()
-    assert verb == "serve"
-    found = parsed(words)
-    found.partition = [int(n) for n in partition.split(",") if n]
+    done = start(folder / "launch.sh", "vllm", *arguments, **variables)
+    assert done.words[0] == "serve"
+    found = parsed(done.words[1:], OPTIONS, "model")
+    found.partition = [int(n) for n in done.variables.get("VLLM_PP_LAYER_PARTITION", "").split(",") if n]
     return found
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launch_scripts import parsed, start
 from small_specs import small_spec
 
 import planc
@@ -31,22 +31,10 @@ OPTIONS: dict[str, Any] = {
 
 
 def launched(folder: Path, *arguments: str) -> argparse.Namespace:
-    """What the script gives vLLM on a node."""
-    fake = folder / "bin"
-    fake.mkdir(exist_ok=True)
-    (fake / "vllm").write_text('#!/bin/sh\nprintf "%s\\n" "$@" "$ASCEND_RT_VISIBLE_DEVICES"\n')
-    (fake / "vllm").chmod(0o755)
-    command = ["bash", str(folder / "vllm-ascend" / "launch.sh"), *arguments]
-    env = {"PATH": f"{fake}:{os.environ['PATH']}"}
-    out = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-    *words, devices = out.stdout.splitlines()
-    parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("serve")
-    parser.add_argument("model")
-    for flag, kind in OPTIONS.items():
-        parser.add_argument(flag, **({"action": "store_true"} if kind is None else {"type": kind}))
-    found = parser.parse_args(words)
-    found.devices = [int(device) for device in devices.split(",")]
+    """What the script gives vLLM on a node, with its ``devices``."""
+    done = start(folder / "vllm-ascend" / "launch.sh", "vllm", *arguments)
+    found = parsed(done.words, OPTIONS, "serve", "model")
+    found.devices = [int(device) for device in done.variables["ASCEND_RT_VISIBLE_DEVICES"].split(",")]
     return found
 
 
