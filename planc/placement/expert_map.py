@@ -22,6 +22,7 @@ from planc.spec import Spec
 from planc.spec.text import decode, parse_json, parse_yaml, read_bytes
 
 KEY = "physical_to_logical_map"
+PERMUTATION = "old_expert_of_new_index"  #: of planc's own permutation.json: vLLM puts index i in slot i
 EMPTY = -1
 _MOST_BYTES = 256_000_000
 _FEW = 5
@@ -165,6 +166,8 @@ def _of_values(record: Any, name: str) -> EngineMap:
         return _of_tensorrt(record, name)
     if isinstance(record, dict) and "layer_list" in record:
         return _of_ascend(record, name)
+    if isinstance(record, dict) and PERMUTATION in record:
+        return EngineMap("a permutation for vLLM", *_by_layer(record[PERMUTATION], "a permutation for vLLM", name))
     if isinstance(record, list) and record and type(record[0]) is int:
         return EngineMap("a row for every layer", [record], everywhere=True)
     if isinstance(record, list):
@@ -175,19 +178,24 @@ def _of_values(record: Any, name: str) -> EngineMap:
 
 
 def _of_tensorrt(record: dict[str, Any], name: str) -> EngineMap:
-    """TensorRT-LLM's MoeLoadBalancerConfig: rows by the number of their layer."""
-    form = "TensorRT-LLM's map"
+    """TensorRT-LLM's MoeLoadBalancerConfig."""
+    form, slots = "TensorRT-LLM's map", record.get("num_slots")
     unknown = sorted(set(record) - {"num_slots", "initial_global_assignments", "layer_updates_per_iter"})
-    assigned, slots = record["initial_global_assignments"], record.get("num_slots")
-    numbers = [key for key in _listed_keys(assigned) if re.fullmatch("0|[1-9][0-9]{0,5}", key)]
-    if unknown or not numbers or len(numbers) != len(assigned):
-        what = f"`{unknown[0][:40]}` is none of its keys" if unknown else "layers are numbers, each with its experts"
-        raise PlancError([_none(name, f"{form}: {what}")])
-    if any(isinstance(row, list) and len(row) != slots for row in assigned.values()):
+    if unknown:
+        raise PlancError([_none(name, f"{form}: `{unknown[0][:40]}` is none of its keys")])
+    rows, layers = _by_layer(record["initial_global_assignments"], form, name)
+    if any(isinstance(row, list) and len(row) != slots for row in rows):
         raise PlancError([_none(name, f"{form}: every layer has as many experts as num_slots says")])
     if record.get("layer_updates_per_iter"):
         form += ", where experts start: it moves them as it serves"
-    return EngineMap(form, list(assigned.values()), [int(key) for key in numbers])
+    return EngineMap(form, rows, layers)
+
+
+def _by_layer(value: Any, form: str, name: str) -> tuple[list[Any], list[int]]:
+    """(rows, the layers that they are of) of a mapping from the number of a layer in the model to its row."""
+    if not isinstance(value, dict) or not value or not all(re.fullmatch("0|[1-9][0-9]{0,5}", key) for key in value):
+        raise PlancError([_none(name, f"{form}: layers are numbers, each with its experts")])
+    return list(value.values()), [int(key) for key in value]
 
 
 def _of_ascend(record: dict[str, Any], name: str) -> EngineMap:
@@ -213,10 +221,6 @@ def _of_ascend(record: dict[str, Any], name: str) -> EngineMap:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _listed_keys(value: Any) -> list[str]:
-    return list(value) if isinstance(value, dict) else []
 
 
 def _is_row(row: Any) -> bool:

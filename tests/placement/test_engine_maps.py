@@ -80,6 +80,7 @@ FORMS = {
     "a list of rows": text("m.json", ROWS),
     "npy": arrays("m.npy", map=np.array(ROWS)),
     "npz": arrays("m.npz", physical_to_logical_map=np.array(ROWS, dtype=np.int16), load=np.ones(3)),
+    "a permutation": text("m.json", {"experts": 6, "old_expert_of_new_index": {"3": ROWS[1], "1": ROWS[0]}}),
     "npz of EPLB": arrays("m.npz", phy2log=np.array(ROWS)),
 }
 
@@ -122,6 +123,7 @@ NOT_A_MAP = {
     "TensorRT-LLM, a layer twice": text("m.json", tensorrt(initial_global_assignments={"1": ROWS[0], "01": ROWS[1]})),
     "TensorRT-LLM, a short row": text("m.json", tensorrt(num_slots=9)),
     "TensorRT-LLM, no row": text("m.json", tensorrt(initial_global_assignments={"1": None, "3": ROWS[1]})),
+    "a permutation without layers": text("m.json", {"old_expert_of_new_index": ROWS}),
     "vLLM-Ascend, layers": changed(layer_list=3),
     "vLLM-Ascend, no layer": changed(layer_list=[], moe_layer_count=0),
     "vLLM-Ascend, count of layers": changed(moe_layer_count=3),

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from small_specs import small_spec
 
 import planc
-from planc.export import write
-from planc.export.slots import slot_tables
+from planc.export import refusals, write
+from planc.export.slots import has_copies, slot_tables
 from planc.placement.given import with_map
 
 ASKED = int(os.environ.get("PLANC_EXAMPLES", "0"))
@@ -51,8 +51,13 @@ def maps(plan: planc.VerifiedPlan, folder: Path) -> dict[str, Path]:
     np.save(folder / "eplb.npy", stacked)
     np.savez(folder / "eplb.npz", phy2log=stacked)
     (folder / "rows.json").write_text(json.dumps(stacked.tolist()))
-    vllm = folder / "vllm" / "expert_map.json"  # where vLLM's own layout is another
-    return ({"vLLM with its pull request": vllm} if vllm.exists() else {}) | {
+    if not refusals(plan, ["vllm"])["vllm"] and not has_copies(plan):  # copies are vLLM's, and no part of a permutation
+        write(plan, ["vllm"], folder / "numbered", model="m")
+    where = {  # there are such files where vLLM's own layout is another
+        "vLLM with its pull request": folder / "vllm" / "expert_map.json",
+        "vLLM with a relabelled checkpoint": folder / "numbered" / "vllm" / "permutation.json",
+    }
+    return {form: path for form, path in where.items() if path.exists()} | {
         "SGLang": folder / "sglang" / "expert_location.json",
         "TensorRT-LLM": folder / "trtllm" / "moe_load_balancer.yaml",
         "vLLM-Ascend": folder / "vllm-ascend" / "expert_map.json",
