@@ -45,12 +45,9 @@ def slot_faults(plan: VerifiedPlan, title: str) -> Iterator[Diagnostic]:
     rule = plan.spec.expert_rule
     if getattr(rule, "scope", "layer") == "model" and (holes or len(widths) > 1):
         message = "experts of different layers are on different GPUs of one EP group, which this engine cannot have"
-        yield refusal(
-            title,
-            message,
-            "set expert_rule.scope: layer, or give the layers stages of their own with pp",
-            "expert_rule.scope",
-        )
+        full = "" if moe.experts % par.holders == 0 else " and expert_rule.spares: replicate"
+        change = f"set expert_rule.scope: layer{full}, or give the layers stages of their own with pp"
+        yield refusal(title, message, change, "expert_rule.scope")
     elif holes:
         table = tables[holes[0]]
         empty = int((table == EMPTY).sum())

@@ -159,4 +159,6 @@ def test_replicas_askew_on_their_nodes_are_refused() -> None:
 
 def test_layers_on_different_gpus_are_refused() -> None:
     [fault] = refusals(plan_of("moe-4l-64gpu"), ["sglang"])["sglang"]
-    assert "expert_rule.scope: layer" in fault.hint
+    assert fault.hint.startswith("set expert_rule.scope: layer and expert_rule.spares: replicate")
+    asked = ["expert_rule.scope=layer", "expert_rule.spares=replicate"]
+    assert not refusals(planc.compile(planc.load_spec("moe-4l-64gpu", asked)), ["sglang"])["sglang"]
