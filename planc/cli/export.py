@@ -11,8 +11,8 @@ from planc.diagnostics import Diagnostic, PlancError, Span
 
 def export(options: argparse.Namespace) -> int:
     """Write the targets asked for, list those there are."""
-    from planc.export import TARGETS, Job, refusals, target, write
-    from planc.export.targets import asked_for, options_of
+    from planc.export import TARGETS, target
+    from planc.export import export as to_files
 
     if options.list:
         for name in TARGETS:
@@ -29,26 +29,24 @@ def export(options: argparse.Namespace) -> int:
     names = [name for part in options.to for name in part.split(",")]
     plan = load_any(options.plan, options.set)
     asked = dict(part.partition("=")[::2] for part in options.option)
-    written = write(plan, names, options.output, model=options.model, image=options.image, options=asked)
-    refused = refusals(plan, asked_for(names), asked)
-    left_out = {name: faults for name, faults in refused.items() if faults}
-    job = Job(plan, options.model, options.image, options_of(refused, asked))
-    notes = {name: list(target(name).notes(job)) for name in refused if name not in left_out}
+    done = to_files(plan, names, options.output, model=options.model, image=options.image, options=asked)
     if options.json:
         print_json(
             {
                 "name": plan.spec.name,
-                "files": [str(path) for path in written],
-                "notes": notes,
-                "refused": {name: [fault.message for fault in faults] for name, faults in left_out.items()},
+                "files": [str(path) for path in done.paths],
+                "notes": done.notes,
+                "refused": {name: [fault.message for fault in faults] for name, faults in done.refused.items()},
             }
         )
-    say(f"{plan.spec.name}: wrote {len(written)} files for {', '.join(notes) or 'no target'} to {options.output}")
-    for name, told in notes.items():
+    say(
+        f"{plan.spec.name}: wrote {len(done.paths)} files for {', '.join(done.notes) or 'no target'} to {options.output}"
+    )
+    for name, told in done.notes.items():
         for note in told:
             say(f"  {name}: {note}")
     if not options.json:
-        report([fault for faults in left_out.values() for fault in faults], options)
+        report([fault for faults in done.refused.values() for fault in faults], options)
     return 0
 
 

@@ -7,6 +7,6 @@
 """
 
 from planc.export.target import Job, Target
-from planc.export.targets import ALL, TARGETS, refusals, target, write
+from planc.export.targets import ALL, TARGETS, Exported, export, refusals, target, write
 
-__all__ = ["ALL", "TARGETS", "Job", "Target", "refusals", "target", "write"]
+__all__ = ["ALL", "TARGETS", "Exported", "Job", "Target", "export", "refusals", "target", "write"]

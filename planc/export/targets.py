@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from planc.diagnostics import Diagnostic, PlancError, Span, closest
 from planc.export.target import Job, Target
@@ -32,6 +35,7 @@ TARGETS = {
     "parquet": "planc.export.parquet_files",
 }
 ALL = "all"
+LIST, FORMAT = "planc-export.json", "planc-export-1"  #: the list of what exports wrote into a folder
 
 
 def target(name: str) -> Target:
@@ -53,11 +57,55 @@ def refusals(
     return {name: list(target(name).faults(job)) for name in names}
 
 
-def files(job: Job, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """(path under the folder, content) of all files of the targets."""
-    for name in names:
-        for path, content in target(name).files(job):
-            yield f"{name}/{path}", content
+@dataclass(frozen=True)
+class Exported:
+    """What became of an export: the files of the targets, what readers decide in their own way, and for `all` the targets that
+    cannot express the plan (PLN503)."""
+
+    paths: list[Path]
+    notes: dict[str, list[str]]
+    refused: dict[str, list[Diagnostic]]
+
+
+def export(
+    plan: VerifiedPlan,
+    targets: Sequence[str],
+    folder: str | os.PathLike[str],
+    *,
+    model: str = "",
+    image: str = "",
+    options: Mapping[str, str] | None = None,
+) -> Exported:
+    """Write a plan for ``targets`` into ``folder``, a folder for each. `all`: every target that can express the plan.
+
+    ``model``: the checkpoint to serve; ``image``: the container; ``options``: `TARGET.KEY` -> value. `planc-export.json` lists
+    what was written; files that it lists of an earlier export of the same targets are removed, others are never touched.
+    Raises PlancError: PLN502 for a name or option that there is none of, PLN503 for a plan that a target cannot express,
+    PLN017; nothing is written then.
+    """
+    asked = asked_for(targets)
+    job = Job(plan, model, image, options_of(asked, options or {}))
+    refused = {name: found for name in asked if (found := list(target(name).faults(job)))}
+    if refused and ALL not in targets:
+        raise PlancError(fault for found in refused.values() for fault in found)
+    notes = {name: list(target(name).notes(job)) for name in asked if name not in refused}
+    before = _listed(Path(folder))
+    files: dict[str, list[str]] = {name: [] for name in notes}
+    listed = [f"{name}/{file}" for name in asked for file in before.get(name, {}).get("files", ())]
+    stale = [path for path in listed if (Path(folder) / path).is_file()]
+
+    def made() -> Iterator[tuple[str, bytes]]:
+        for name in notes:
+            for file, content in target(name).files(job):
+                files[name].append(file)
+                yield f"{name}/{file}", content
+        now = {name: _record(job, name, notes[name], files[name]) for name in notes}
+        kept = {name: record for name, record in before.items() if name not in asked}
+        told = {"format": FORMAT, "targets": {name: (now | kept)[name] for name in TARGETS if name in now | kept}}
+        yield LIST, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode()
+
+    paths = write_whole(folder, made(), stale)
+    return Exported(paths[:-1], notes, refused)
 
 
 def write(
@@ -69,28 +117,28 @@ def write(
     image: str = "",
     options: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write a plan for ``targets`` into ``folder``, a folder for each, and return the paths. `all`: every target that can
-    express the plan.
+    """As `export`, and returns the paths of the targets' files."""
+    return export(plan, targets, folder, model=model, image=image, options=options).paths
 
-    ``model``: the checkpoint to serve; ``image``: the container; ``options``: `TARGET.KEY` -> value. Files that an earlier
-    export of the same targets left are removed. Raises PlancError: PLN502 for a name or option that there is none of, PLN503
-    for a plan that a target cannot express, PLN017; nothing is written then.
-    """
-    asked = asked_for(targets)
-    refused = refusals(plan, asked, options)
-    found = [fault for faults in refused.values() for fault in faults]
-    if found and ALL not in targets:
-        raise PlancError(found)
-    names = [name for name, faults in refused.items() if not faults]
-    job = Job(plan, model, image, options_of(asked, options or {}))
-    base = Path(folder)
-    before = [
-        path.relative_to(base).as_posix()
-        for name in names
-        for path in sorted((base / name).rglob("*"))
-        if path.is_file()
-    ]
-    return write_whole(folder, files(job, names), before)
+
+def _record(job: Job, name: str, notes: list[str], files: list[str]) -> dict[str, Any]:
+    one = target(name)
+    reader = f"{one.title} {one.version}".strip()
+    return {"plan": job.plan.spec.name, "reader": reader, "notes": notes, "files": files}
+
+
+def _listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """What earlier exports wrote into the folder, by target; a list that planc did not write says nothing."""
+    try:
+        record = json.loads((folder / LIST).read_bytes()) if (folder / LIST).is_file() else {}
+        if record.get("format") != FORMAT:
+            return {}
+        found = {name: record["targets"][name] for name in TARGETS if name in record["targets"]}
+        names = [file for one in found.values() for file in one["files"]]
+        plain = all(PurePosixPath(file).name and not {"..", "/"} & {*PurePosixPath(file).parts} for file in names)
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return {}
+    return found if plain else {}
 
 
 def asked_for(names: Sequence[str]) -> list[str]:
