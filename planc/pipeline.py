@@ -61,15 +61,16 @@ def place(spec: Spec) -> Placed:
 
 def file_faults(spec: Spec, placed: Placed) -> list[Diagnostic]:
     """Faults of the recordings and the expert map that the spec names, which `place` does not read."""
+    found: list[Diagnostic] = []
     if spec.policy == "given":
         from planc.placement.given import file_faults as map_faults
 
-        return map_faults(spec, placed.par)
-    if spec.policy != "topology":
-        return []
-    from planc.placement.known_traffic import file_faults as found
+        found += map_faults(spec, placed.par)
+    if spec.policy == "topology" or spec.traffic is not None:
+        from planc.placement.known_traffic import file_faults as traffic_faults
 
-    return found(spec, placed.par)
+        found += traffic_faults(spec, placed.par)
+    return found
 
 
 # --- outputs --------------------------------------------------------------------------------------------------------

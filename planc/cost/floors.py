@@ -116,7 +116,7 @@ def _kv_read(plan: VerifiedPlan) -> np.ndarray:
     if spec.workload.phase == "prefill":
         return np.zeros(par.world_size)
     per_layer = plan.tokens.sequences * spec.workload.isl * kv_bytes_per_token(spec.model, par.tp)
-    layers = np.repeat([end - first for first, end in par.stages], par.ep)
+    layers = np.repeat(par.stage_sizes, par.ep)
     return np.asarray(np.tile(layers * per_layer, par.dp), dtype=float)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from planc.diagnostics import Diagnostic
 from planc.export import chakra_file as wire
 from planc.export.astra_sim import configuration
-from planc.export.target import Job, Target
+from planc.export.target import Job, Target, time_notes
 from planc.graph import OpBlock
 from planc.verify import VerifiedPlan
 
@@ -42,6 +42,7 @@ def faults(job: Job) -> Iterator[Diagnostic]:
 def notes(job: Job) -> Iterator[str]:
     """What a simulator that reads the traces sees otherwise than planc."""
     plan = job.plan
+    yield from time_notes(job)
     execution, cluster = plan.spec.execution, plan.spec.cluster
     if plan.spec.model.moe is not None:
         yield "a collective is even: dispatch and combine carry the mean of their chunks, or as chakra.all_to_all says"

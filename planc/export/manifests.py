@@ -69,14 +69,14 @@ def shape(plan: VerifiedPlan) -> dict[str, object]:
     """What every template is given: names, the instances as ``replicas`` of ``nodes`` with ``gpus`` each, and ``partition``,
     the layers of each stage as engines read them from a variable (they divide layers in their own ways); empty for one."""
     found = instances(plan)
-    stages = plan.parallelism.stages
+    stages = plan.parallelism.stage_sizes
     return {
         "name": plan.spec.name,
         "label": label(plan.spec.name),
         "replicas": len(found),
         "nodes": len(found[0].nodes),
         "gpus": found[0].gpus,
-        "partition": ",".join(str(end - first) for first, end in stages) if len(stages) > 1 else "",
+        "partition": ",".join(map(str, stages)) if len(stages) > 1 else "",
     }
 
 
@@ -84,11 +84,6 @@ def sglang_faults(job: Job, title: str) -> Iterator[Diagnostic]:
     """Why SGLang, or a scheduler of its nodes, cannot be told a plan."""
     faults = [replace(fault, message=f"{title} with {fault.message}") for fault in sglang.faults(job)]
     yield from faults or machine_faults(job.plan, title)
-
-
-def sglang_map(job: Job) -> bytes:
-    """The expert map that SGLang's options name."""
-    return next(content for name, content in sglang.files(job) if name == sglang.MAP)
 
 
 def sglang_options(plan: VerifiedPlan) -> list[tuple[str, str]]:
@@ -99,7 +94,7 @@ def sglang_options(plan: VerifiedPlan) -> list[tuple[str, str]]:
 def sglang_pods(job: Job) -> tuple[dict[str, object], list[str], list[tuple[str, bytes]]]:
     """SGLang in pods: the values of a template, the notes, and the map as a file where no ConfigMap can hold it."""
     plan = job.plan
-    experts = sglang_map(job)
+    experts = sglang.expert_map(plan)
     fits = len(experts) <= MOST_BYTES
     image, model = job.image or IMAGE, job.model or MODEL
     notes = [*sglang.notes(job), *machine_notes(plan), *placeholder_notes(image, model)]
@@ -137,8 +132,3 @@ def vllm_faults(job: Job, title: str) -> Iterator[Diagnostic]:
         for fault in vllm.faults(vllm_job(job))
     ]
     yield from faults or machine_faults(job.plan, title)
-
-
-def vllm_recipe(job: Job) -> list[tuple[str, bytes]]:
-    """How the checkpoint is relabelled, where it has to be: a file, or none."""
-    return [(name, content) for name, content in vllm.files(vllm_job(job)) if name == vllm.RECIPE]

@@ -63,7 +63,7 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
             **manifests.shape(plan),
         ),
     )
-    yield from manifests.vllm_recipe(job)
+    yield from vllm.recipe(manifests.vllm_job(job))
 
 
 TARGET = Target(

@@ -32,9 +32,7 @@ def slot_faults(plan: VerifiedPlan, title: str) -> Iterator[Diagnostic]:
     numbers of them."""
     par, moe = plan.parallelism, plan.spec.model.moe
     if moe is None:
-        yield refusal(
-            title, "the model has no experts to place", "export the launch files of another target", "model.moe"
-        )
+        yield refusal(title, "the model has no experts to place", "export chakra, kineto, graphml or csv", "model.moe")
         return
     if par.expert_tp > 1:
         message = f"a slot holds a whole expert, and here {par.expert_tp} GPUs share one"
@@ -52,14 +50,21 @@ def slot_faults(plan: VerifiedPlan, title: str) -> Iterator[Diagnostic]:
         table = tables[holes[0]]
         empty = int((table == EMPTY).sum())
         message = f"layer {holes[0]} leaves {empty} of {table.size} slots empty ({moe.experts} experts on {par.holders} ranks); engines have none"
-        yield refusal(
-            title, message, "set expert_rule.spares: replicate, so that they hold further copies", "expert_rule.spares"
-        )
+        yield refusal(title, message, *_filled(plan))
     elif len(widths) > 1:
         message = f"layers have {widths[0]} to {widths[-1]} slots a rank; engines have as many in every layer"
         yield refusal(
             title, message, f"set expert_rule.slots_per_gpu: {widths[-1]} and spares: replicate", "expert_rule"
         )
+
+
+def _filled(plan: VerifiedPlan) -> tuple[str, str]:
+    """(the change that fills empty slots, its key)."""
+    if plan.spec.policy == "given":
+        return f"fill the empty slots of {plan.spec.placement.map} with further copies", "placement.map"
+    if plan.spec.expert_rule == "none":
+        return "set expert_rule: {spares: replicate}, so that they hold further copies", "expert_rule"
+    return "set expert_rule.spares: replicate, so that they hold further copies", "expert_rule.spares"
 
 
 def gating_notes(plan: VerifiedPlan) -> Iterator[str]:

@@ -25,7 +25,7 @@ def notes(job: Job) -> Iterator[str]:
 def files(job: Job) -> Iterator[tuple[str, bytes]]:
     """The map and the script, which needs nothing else: SGLang's own launch script counts GPUs and ports of a whole node."""
     plan = job.plan
-    yield sglang.MAP, manifests.sglang_map(job)
+    yield sglang.MAP, sglang.expert_map(job.plan)
     yield (
         "launch.sbatch",
         text_of(

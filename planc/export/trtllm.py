@@ -50,15 +50,15 @@ def options(plan: VerifiedPlan) -> dict[str, Any]:
         "pipeline_parallel_size": par.pp,
         "moe_expert_parallel_size": par.ep,
         "enable_attention_dp": True,
-        "gpus_per_node": instances(plan)[0].gpus,
     }
     if par.pp > 1:
-        found["pp_partition"] = [end - first for first, end in par.stages]
+        found["pp_partition"] = list(par.stage_sizes)
     tokens = step_tokens(plan.spec, par)
     found["max_batch_size"] = tokens.sequences
     found["max_seq_len"] = work.context
     if work.phase == "prefill":
         found["max_num_tokens"] = tokens.group * work.micro_batches
+        found["enable_chunked_prefill"] = found["max_num_tokens"] < work.isl
     found["moe_config"] = {"backend": "WIDEEP", "load_balancer": MAP}
     return found
 
@@ -67,15 +67,16 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
     """The map, the options and the script."""
     plan = job.plan
     tables = slot_tables(plan)
-    shared = {"name": plan.spec.name, "target": TARGET, "notes": list(notes(job))}
+    shared = {"name": plan.spec.name, "target": TARGET}
     slots = next(iter(tables.values())).size
     rows = {layer: table.reshape(-1).tolist() for layer, table in sorted(tables.items())}
     yield MAP, text_of("trtllm_map.yaml.j2", rows=rows, slots=slots, **shared)
-    yield OPTIONS, text_of("trtllm_options.yaml.j2", options=options(plan), map=MAP, **shared)
+    yield OPTIONS, text_of("trtllm_options.yaml.j2", options=options(plan), notes=list(notes(job)), **shared)
     yield (
         "launch.sh",
         text_of(
             "trtllm.sh.j2",
+            notes=list(notes(job)),
             model=job.model,
             instances=instances(plan),
             options=OPTIONS,

@@ -128,7 +128,12 @@ def _placement_faults(job: Job) -> Iterator[Diagnostic]:
             change = f"set expert_rule.slots_per_gpu: {moe.experts // par.holders}"
             yield refusal(title, message, change + rest, "expert_rule.slots_per_gpu")
         else:
-            change = f"set parallelism.ep to a divisor of the {moe.experts} experts"
+            most = max(n for n in range(1, par.ep) if moe.experts % n == 0)
+            change = (
+                f"set parallelism.ep to a divisor of the {moe.experts} experts, such as {most}"
+                if most > 1
+                else "export sglang"
+            )
             yield refusal(title, message, change + rest, "parallelism.ep")
 
 
@@ -205,6 +210,15 @@ def arguments(job: Job) -> list[tuple[str, str]]:
     return found
 
 
+def recipe(job: Job) -> Iterator[tuple[str, bytes]]:
+    """The permutation of a checkpoint's experts, where vLLM's layout needs one to be the plan's."""
+    plan, moe = job.plan, job.plan.spec.model.moe
+    if _extra_file(job) == RECIPE and moe is not None:
+        old = {layer: row for layer, row in sorted(permutations(plan).items()) if row is not None}
+        groups = moe.groups if _limited(plan) else 1
+        yield RECIPE, permutation_json(Permutation(moe.experts, plan.spec.model.layers, groups, old)).encode()
+
+
 def files(job: Job) -> Iterator[tuple[str, bytes]]:
     """The script, and the permutation or the map where vLLM's layout is not the plan's."""
     plan, par, moe = job.plan, job.plan.parallelism, job.plan.spec.model.moe
@@ -213,10 +227,7 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
     if extra == MAP:
         rows = [json.dumps(table.reshape(-1).tolist()) for _, table in sorted(slot_tables(plan).items())]
         yield MAP, ("[\n" + ",\n".join(rows) + "\n]\n").encode()
-    if extra == RECIPE:
-        old = {layer: row for layer, row in sorted(permutations(plan).items()) if row is not None}
-        groups = moe.groups if _limited(plan) else 1
-        yield RECIPE, permutation_json(Permutation(moe.experts, plan.spec.model.layers, groups, old)).encode()
+    yield from recipe(job)
     seats = [one for one in (seating(plan, instance) for instance in instances(plan)) if one is not None]
     yield (
         "launch.sh",
@@ -229,7 +240,7 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
             in_order=all(list(one.order) == sorted(one.order) for one in seats),
             data_parallel=par.attention_dp > 1,
             engine=par.pp * par.tp,
-            stages=[end - first for first, end in par.stages] if par.pp > 1 else [],
+            stages=par.stage_sizes if par.pp > 1 else (),
             arguments=arguments(job),
             map=extra if extra == MAP else "",
             notes=list(notes(job)),

@@ -23,8 +23,9 @@ def faults(job: Job) -> Iterator[Diagnostic]:
     if par.pp > 1:
         message = "every pipeline stage counts its MoE layers from 0, and would read the map of the first stage"
         yield refusal(title, message, "set parallelism.pp: 1", "parallelism.pp")
-    elif not on_nodes and instances(plan)[0].gpus % par.tp:
-        here = instances(plan)[0].gpus
+        return
+    here = next((one.gpus for one in instances(plan) if one.gpus % par.tp), 0) if not on_nodes else 0
+    if here:
         message = f"a data-parallel rank is on one node, and TP groups of {par.tp} GPUs do not divide the {here} there"
         yield refusal(title, message, f"set parallelism.tp to a divisor of {here}", "parallelism.tp")
 

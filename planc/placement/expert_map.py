@@ -69,31 +69,32 @@ def read_map(path: str | Path, *, experts: int, holders: int, moe_layers: Sequen
     """
     found, name = open_map(path), str(path)
     rows = found.rows * len(moe_layers) if found.everywhere else found.rows
+    at: Sequence[int] = range(len(moe_layers))  # the rows of the MoE layers
     if found.layers is not None:
         absent = sorted(set(moe_layers) - set(found.layers))
         beyond = sorted(set(found.layers) - set(moe_layers))
         if absent or beyond:
             what = f"layer {absent[0]} has no row" if absent else f"layer {beyond[0]} is no MoE layer of this model"
             raise PlancError([_other(name, f"{what}; the model's MoE layers are {moe_layers[0]} to {moe_layers[-1]}")])
-        rows = [rows[found.layers.index(layer)] for layer in moe_layers]
+        at = [found.layers.index(layer) for layer in moe_layers]
     elif len(rows) not in (len(moe_layers), layers):
         message = f"{len(rows)} rows; the model has {len(moe_layers)} MoE layers and {layers} layers"
         raise PlancError([_other(name, message)])
     elif len(rows) == layers:
-        rows = [rows[layer] for layer in moe_layers]
+        at = moe_layers
     if found.ranks and found.ranks != holders:
         message = f"the map is for {found.ranks} ranks, and {holders} hold experts here"
         raise PlancError([_other(name, message, f"set parallelism.ep: {found.ranks} and expert_tp: 1")])
     if len(rows[0]) % holders:
         message = f"{len(rows[0])} slots do not divide over {holders} holders"
-        raise PlancError(
-            [_other(name, message, "is this the map of this cluster? parallelism.ep says how many hold experts")]
-        )
-    tables = np.array(rows, dtype=np.int64)
-    faults = [*_range_faults(tables, experts, name), *_cover_faults(tables, experts, name)]
+        hint = "is this the map of this cluster? parallelism.ep says how many hold experts"
+        raise PlancError([_other(name, message, hint)])
+    labels = [f"layer {found.layers[row]}" if found.layers is not None else f"row {row}" for row in at]
+    tables = np.array([rows[row] for row in at], dtype=np.int64)
+    faults = [*_range_faults(tables, experts, name, labels), *_cover_faults(tables, experts, name, labels)]
     if faults:
         raise PlancError(faults)
-    return tables.reshape(len(rows), holders, -1).astype(np.int32)
+    return tables.reshape(len(at), holders, -1).astype(np.int32)
 
 
 def open_map(path: str | Path) -> EngineMap:
@@ -125,13 +126,17 @@ def open_map(path: str | Path) -> EngineMap:
 def spec_map(spec: Spec, par: Parallelism, key: str) -> np.ndarray:
     """The map that a spec names at ``placement.<key>``, as `read_map` gives it. Raises PlancError that also says where in the
     spec the file is named."""
-    moe, name = spec.model.moe, str(getattr(spec.placement, key))
-    assert moe is not None
-    path, ids = Path(spec.folder) / name, spec.model.moe_layer_ids
     try:
-        return read_map(path, experts=moe.experts, holders=par.holders, moe_layers=ids, layers=spec.model.layers)
+        return map_for(spec, par, Path(spec.folder) / str(getattr(spec.placement, key)))
     except PlancError as error:
         raise named_at(spec, f"placement.{key}", error) from None
+
+
+def map_for(spec: Spec, par: Parallelism, path: str | Path) -> np.ndarray:
+    """A map for the spec's model on an EP group of ``par``, as `read_map` gives it."""
+    moe, ids = spec.model.moe, spec.model.moe_layer_ids
+    assert moe is not None
+    return read_map(path, experts=moe.experts, holders=par.holders, moe_layers=ids, layers=spec.model.layers)
 
 
 def named_at(spec: Spec, path: str, error: PlancError) -> PlancError:
@@ -235,19 +240,19 @@ def _other(name: str, message: str, hint: str = "") -> Diagnostic:
     return Diagnostic("PLN025", message, span=Span(name, 1, 1), hint=hint)
 
 
-def _range_faults(tables: np.ndarray, experts: int, name: str) -> list[Diagnostic]:
+def _range_faults(tables: np.ndarray, experts: int, name: str, labels: Sequence[str]) -> list[Diagnostic]:
     wrong = np.argwhere((tables < EMPTY) | (tables >= experts))[:_FEW].tolist()
     return [
-        _other(name, f"row {row}, slot {slot}: there is no expert {tables[row, slot]}; experts are 0 to {experts - 1}")
-        for row, slot in wrong
+        _other(name, f"{labels[n]}, slot {slot}: there is no expert {tables[n, slot]}; experts are 0 to {experts - 1}")
+        for n, slot in wrong
     ]
 
 
-def _cover_faults(tables: np.ndarray, experts: int, name: str) -> list[Diagnostic]:
+def _cover_faults(tables: np.ndarray, experts: int, name: str, labels: Sequence[str]) -> list[Diagnostic]:
     found = []
-    for number, row in enumerate(tables):
+    for label, row in zip(labels, tables, strict=True):
         absent = np.setdiff1d(np.arange(experts), row)
         if len(absent):
-            message = f"row {number}: expert {absent[0]} is on no holder ({len(absent)} of {experts} experts absent)"
+            message = f"{label}: expert {absent[0]} is on no holder ({len(absent)} of {experts} experts absent)"
             found.append(_other(name, message))
     return found[:_FEW]

@@ -10,12 +10,12 @@ import numpy as np
 
 from planc.diagnostics import Diagnostic, PlancError
 from planc.placement.degrees import Placed, resolve
-from planc.placement.expert_map import open_map, spec_map
+from planc.placement.expert_map import map_for, open_map, spec_map
 from planc.placement.experts import check_rule, placement_of
 from planc.placement.memory import memory_table
 from planc.placement.mesh import Parallelism
 from planc.placement.overflow import overflow_fault
-from planc.spec import ExpertRule, Spec
+from planc.spec import ExpertRule, Spec, check_spec
 
 
 def place_as_given(spec: Spec, placed: Placed) -> Placed:
@@ -41,21 +41,31 @@ def with_map(spec: Spec, path: str | Path) -> tuple[Spec, str, list[str]]:
     that it may be one, in words). A map with more experts on a GPU than the rule allows raises `expert_rule.slots_per_gpu`,
     one with further copies sets `spares: replicate`; ranks that the map tells decide a degree on `auto`.
 
-    Raises PlancError PLN024, PLN025, and what degrees are refused for.
+    Raises PlancError PLN024, PLN025 (also for a map that leaves ``ep`` on `auto` open), and what spec and degrees are refused
+    for.
     """
     found, told = open_map(path), ["placement.policy: given"]
-    name = os.path.relpath(path, spec.folder)
-    place = spec.placement.model_copy(update={"policy": "given", "map": name, "current": ""})
+    place = spec.placement.model_copy(
+        update={"policy": "given", "map": os.path.relpath(path, spec.folder), "current": ""}
+    )
     degrees, rule = spec.parallelism, spec.expert_rule
-    if found.ranks and degrees.ep == "auto":
+    if degrees.ep == "auto" and found.ranks:
         degrees = degrees.model_copy(update={"ep": found.ranks, "expert_tp": 1})
         told.append(f"parallelism.ep: {found.ranks}")
     spec = spec.model_copy(update={"placement": place, "parallelism": degrees})
-    if spec.model.moe is None or not isinstance(rule, ExpertRule) or rule.scope == "model":
+    faults = check_spec(spec)
+    if degrees.ep == "auto" and spec.model.moe is not None:
+        message = f"{os.fspath(path)} does not say how many GPUs its slots are on, and parallelism.ep is on auto"
+        faults.append(
+            spec.fault("PLN025", message, "parallelism.ep", "set parallelism.ep to the GPUs of the EP group that runs")
+        )
+    if faults:
+        raise PlancError(faults)
+    if not isinstance(rule, ExpertRule) or rule.scope == "model":
         return spec, found.form, told
     roomy = rule.model_copy(update={"slots_per_gpu": len(found.rows[0]), "spares": "idle"})
     par = resolve(spec.model_copy(update={"expert_rule": roomy})).par
-    tables = spec_map(spec, par, "map")
+    tables = map_for(spec, par, path)
     slots, copies = needed_rule(tables)
     changes: dict[str, int | str] = {}
     if not _allowed(spec, par, tables):

@@ -102,7 +102,7 @@ def _replica_items(spec: Spec, par: Parallelism, placement: Placement) -> dict[s
     weight, small = model.bytes_of("weights"), unquantized_bytes(model)
     tokens = step_tokens(spec, par)
     is_dense, is_moe = _layer_counts(spec, par)
-    every = np.array([[end - first] for first, end in par.stages])
+    every = np.array(par.stage_sizes)[:, None]
     leader = np.arange(par.ep) % tp == 0
     gates = leader if par.leaders_gate else np.ones(par.ep, dtype=bool)
     shared_tp = tp if par.leaders_gate else 1

@@ -34,6 +34,11 @@ class Parallelism:
         return self.pp * self.ep
 
     @property
+    def stage_sizes(self) -> tuple[int, ...]:
+        """Layers of each stage."""
+        return tuple(end - first for first, end in self.stages)
+
+    @property
     def attention_dp(self) -> int:
         """TP groups of an EP group."""
         return self.ep // self.tp

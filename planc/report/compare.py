@@ -49,7 +49,7 @@ def _row(plan: VerifiedPlan, par: Parallelism, name: str) -> dict[str, Any]:
         "layer_read": rounds * size / (gpu.memory_bandwidth * gpu.memory_utilization),
         "tokens": float(tokens.mean()),
         "kv_tokens": (int(memory.capacity[rank]) - int(memory.used[rank]) + int(memory.items["kv_cache"][rank]))
-        // (kv_bytes_per_token(spec.model, par.tp) * max(end - first for first, end in par.stages)),
+        // (kv_bytes_per_token(spec.model, par.tp) * max(par.stage_sizes)),
         "used": int(memory.used[rank]),
         "fits": memory.fits,
         "crosses_nodes": bool(par.ep > spec.cluster.smallest_domain()),

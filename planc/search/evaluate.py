@@ -124,7 +124,7 @@ def _once(kept: dict[object, _Made], key: object, make: Callable[[], _Made]) -> 
 def hand_over(spec: Spec, par: Parallelism) -> float:
     """Seconds in which a rank of the largest stage sends its part of a prompt's KV cache over its NIC, at planned bandwidth."""
     nic = spec.cluster.links.nic
-    layers = max(end - first for first, end in par.stages)
+    layers = max(par.stage_sizes)
     size = layers * spec.workload.isl * kv_bytes_per_token(spec.model, par.tp)
     return float(nic.latency + size / (nic.bandwidth * nic.utilization))
 
@@ -148,7 +148,7 @@ def row_of(shape: Shape, found: Estimate) -> Row:
         "ep": shape.ep,
         "tp": shape.tp,
         "expert_tp": shape.expert_tp,
-        "stages": [end - first for first, end in plan.parallelism.stages],
+        "stages": list(plan.parallelism.stage_sizes),
         "gating": shape.gating,
         "tp_comm": shape.tp_comm,
         "rule": shape.scope,

@@ -112,6 +112,68 @@ def test_stages_have_the_plan_s_layers(tmp_path: Path) -> None:
     assert (found.pp_size, found.tp_size, found.nnodes, found.stages) == (2, 4, 2, "3,1")
 
 
+def seats(found: argparse.Namespace, gpus: int) -> dict[tuple[int, int], int]:
+    """(stage, TP rank) -> local GPU of what SGLang runs on a node: a node has whole stages, or a stage has whole nodes."""
+    stages = found.pp_size or 1
+    here, of_one = max(stages // found.nnodes, 1), max(found.nnodes // stages, 1)
+    first, width = here * (found.node_rank // of_one), found.tp_size // of_one
+    begin = width * (found.node_rank % of_one)
+    placed = {}
+    for stage in range(first, first + here):
+        for rank in range(begin, begin + width):
+            placed[stage, rank] = found.base_gpu_id + (stage % here) * width + rank % width
+    return placed
+
+
+STAGED = {
+    "a stage a node": (2, 4, {"pp": 2, "ep": 4}),
+    "two stages a node": (2, 4, {"pp": 4, "ep": 2}),
+    "two nodes a stage": (4, 4, {"pp": 2, "ep": 8}),
+    "on one node": (1, 8, {"pp": 2, "ep": 4}),
+    "replicas side by side": (2, 8, {"dp": 4, "pp": 2, "ep": 2}),
+    "three nodes a stage": (6, 4, {"pp": 2, "ep": 12}),
+    "a stage and a half a node": (2, 6, {"pp": 3, "ep": 4}),
+    "a node and a half a stage": (3, 8, {"pp": 2, "ep": 12}),
+}
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_every_rank_is_on_its_gpu(name: str, tmp_path: Path) -> None:
+    """By the way in which SGLang deals stages and ranks out to nodes; what it would deal out otherwise is refused."""
+    nodes, gpus, degrees = STAGED[name]
+    groups = [{"nodes": nodes, "gpus_per_node": gpus}]
+    moe = {"experts": 12, "top_k": 2, "intermediate": 32}
+    rule = {"slots_per_gpu": 6, "spares": "replicate"}
+    parts = {"parallelism": {"dp": 1, "tp": 1} | degrees, "expert_rule": rule, "workload": {"batch": 96}}
+    model = {"layers": 6, "moe": moe}
+    plan = planc.compile(small_spec(cluster={"name": "c", "links": LINKS, "groups": groups}, model=model, **parts))
+    par, cluster = plan.parallelism, plan.spec.cluster
+    if "half" in name:
+        [fault] = refusals(plan, ["sglang"])["sglang"]
+        assert "whole stages" in fault.message and "parallelism.pp: 1" in fault.hint
+        return
+    write(plan, ["sglang"], tmp_path, model="m")
+    seen = []
+    for instance in range(par.dp):
+        on = cluster.node_of_rank[instance * par.replica_size :][: par.replica_size]
+        for node in range(len(set(on.tolist()))):
+            found = launched(tmp_path / "sglang", str(instance), str(node), "h")
+            for (stage, rank), local in seats(found, gpus).items():
+                world = instance * par.replica_size + stage * par.ep + rank
+                assert cluster.local_of_rank[world] == local and on[world - instance * par.replica_size] == on[0] + node
+                seen.append(world)
+    assert sorted(seen) == list(range(par.world_size))
+
+
+@pytest.mark.parametrize(("micro_batches", "pp", "asked"), [(2, 1, True), (3, 1, False), (2, 2, False)])
+def test_two_batches_overlap_where_the_engine_can(micro_batches: int, pp: int, asked: bool, tmp_path: Path) -> None:
+    degrees = {"dp": 1, "pp": pp, "ep": 8 // pp, "tp": 1}
+    plan = planc.compile(small_spec(parallelism=degrees, workload={"micro_batches": micro_batches}))
+    write(plan, ["sglang"], tmp_path, model="m")
+    assert launched(tmp_path / "sglang", "0", "0", "h").enable_two_batch_overlap is asked
+    assert ("micro-batches of the plan are not asked for" in (tmp_path / "sglang" / "launch.sh").read_text()) != asked
+
+
 def spare(**rule: Any) -> planc.Spec:
     return small_spec(
         model={"moe": {"experts": 6, "top_k": 2, "intermediate": 32}},

@@ -20,11 +20,11 @@ FIELDS = {
     "pipeline_parallel_size": int,
     "moe_expert_parallel_size": int,
     "enable_attention_dp": bool,
-    "gpus_per_node": int,
     "pp_partition": list,
     "max_batch_size": int,
     "max_seq_len": int,
     "max_num_tokens": int,
+    "enable_chunked_prefill": bool,
     "moe_config": dict,
 }
 MOE_FIELDS = {"backend", "max_num_tokens", "load_balancer"}
@@ -74,15 +74,15 @@ def test_processes_start_what_the_plan_says(tmp_path: Path) -> None:
     """Four replicas on half a node each, from any folder, and never with another number of GPUs."""
     plan = planc.compile(small_spec(parallelism={"dp": 4, "pp": 1, "ep": 2, "tp": 1}, expert_rule={"slots_per_gpu": 4}))
     options, _ = exported(plan, tmp_path, model="a b; rm -rf 'x'")
-    assert options["gpus_per_node"] == 2
+    assert options["tensor_parallel_size"] == 2
     folder = tmp_path / "trtllm"
-    for instance, gpus in enumerate(("all", "2,3", "all", "2,3")):
+    for instance, gpus in enumerate(("0,1", "2,3", "0,1", "2,3")):
         found = launched(tmp_path, instance, 2)
         assert found.words == [
             *("trtllm-serve", "a b; rm -rf 'x'", "--backend", "pytorch"),
             *("--extra_llm_api_options", "llm_api_options.yaml"),
         ]
-        assert (found.variables.get("CUDA_VISIBLE_DEVICES", "all"), found.folder) == (gpus, str(folder))
+        assert (found.variables["CUDA_VISIBLE_DEVICES"], found.folder) == (gpus, str(folder))
     for instance, tasks in ((0, 8), (4, 2)):
         found = launched(tmp_path, instance, tasks)
         assert found.status == 2 and not found.words and found.errors
@@ -100,6 +100,7 @@ def test_stages_and_prefill(tmp_path: Path) -> None:
     options, balancer = exported(plan, tmp_path, model="m")
     assert options["pp_partition"] == [3, 1] and options["pipeline_parallel_size"] == 2
     assert options["max_num_tokens"] == 16 and options["max_seq_len"] == 36
+    assert options["enable_chunked_prefill"] is True  # a prompt has 32 tokens
     tables = slot_tables(plan)
     assert balancer["initial_global_assignments"][3] == tables[3].reshape(-1).tolist()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from launch_scripts import parsed, start
-from small_specs import small_spec
+from small_specs import LINKS, small_spec
 
 import planc
 from planc.export import refusals, write
@@ -92,13 +92,13 @@ def test_what_is_another_plan_is_refused(degrees: dict[str, int], words: str, ch
     assert fault.code == "PLN503" and words in fault.message and fault.hint == change
 
 
-def test_groups_over_nodes_are_refused() -> None:
-    links = {"nvlink": {"bandwidth": "400 GB/s"}, "nic": {"bandwidth": "50 GB/s"}}
-    groups = [{"nodes": 4, "gpus_per_node": 2, "nvlink_domain": 4}]
-    plan = planc.compile(
-        small_spec(
-            cluster={"name": "c", "links": links, "groups": groups}, parallelism={"dp": 1, "pp": 1, "ep": 8, "tp": 4}
-        )
-    )
+@pytest.mark.parametrize("groups", [[(4, 2)], [(1, 4), (2, 2)]])
+def test_groups_over_nodes_are_refused(groups: list[tuple[int, int]]) -> None:
+    """Of the first instance, or only of a later one."""
+    sizes = [{"nodes": nodes, "gpus_per_node": gpus, "nvlink_domain": 4} for nodes, gpus in groups]
+    cluster = {"name": "c", "links": LINKS, "groups": sizes}
+    count = sum(nodes * gpus for nodes, gpus in groups)
+    degrees = {"dp": count // 4, "pp": 1, "ep": 4, "tp": 4}
+    plan = planc.compile(small_spec(cluster=cluster, parallelism=degrees, expert_rule={"slots_per_gpu": 2}))
     [fault] = refusals(plan, ["vllm-ascend"])["vllm-ascend"]
     assert "do not divide the 2 there" in fault.message and fault.hint == "set parallelism.tp to a divisor of 2"

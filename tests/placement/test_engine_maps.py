@@ -158,6 +158,16 @@ OTHERS = {
     "layers of vLLM-Ascend": (text("m.json", ascend()), {"moe_layers": (1, 2, 3), "layers": 5}, "2 rows"),
     "slots": (text("m.json", ROWS), {"holders": 4}, "6 slots do not divide"),
     "experts": (text("m.json", ROWS), {"experts": 4}, "there is no expert 4"),
+    "a row of the file": (
+        text("m.json", {"physical_to_logical_map": [[0] * 6, ROWS[0], [9] * 6, [*ROWS[1][:5], 7]]}),
+        {},
+        "row 3, slot 5: there is no expert 7",
+    ),
+    "a layer of the file": (
+        text("m.json", tensorrt(initial_global_assignments={"3": [0, 1, 2, 3, 4, 9], "1": ROWS[0]})),
+        {},
+        "layer 3, slot 5: there is no expert 9",
+    ),
     "coverage": (text("m.json", ROWS), {"experts": 6}, "expert 5 is on no holder"),
 }
 

@@ -148,3 +148,24 @@ def test_placed_in_order_a_map_costs_what_linear_costs(tmp_path: Path) -> None:
     assert same.estimate().tpot == linear.estimate().tpot
     mixed = planc.compile(small_spec(placement={"map": str(written(ONE_EACH, tmp_path))}, **parts))
     assert mixed.estimate().tpot > linear.estimate().tpot
+
+
+def test_what_a_map_leaves_open_is_asked_for(tmp_path: Path) -> None:
+    """The same slots on half as many GPUs would be another deployment."""
+    path = written(TWO_EACH, tmp_path)
+    for parallelism in ({"dp": 1, "pp": 1, "ep": "auto", "tp": 1}, {"dp": "auto"}):
+        with pytest.raises(planc.PlancError) as error:
+            with_map(small_spec(parallelism=parallelism), path)
+        [fault] = error.value.diagnostics
+        assert fault.code == "PLN025" and fault.hint.startswith("set parallelism.ep")
+
+
+def test_faults_of_the_spec_come_first(tmp_path: Path) -> None:
+    with pytest.raises(planc.PlancError) as error:
+        with_map(small_spec(parallelism=FLAT | {"stages": [3, 4]}), written(ONE_EACH, tmp_path))
+    assert {d.code for d in error.value.diagnostics} == {"PLN108"}
+
+
+def test_traffic_beside_a_map_is_checked_too(tmp_path: Path) -> None:
+    spec = spec_with(written(ONE_EACH, tmp_path), traffic={"file": str(tmp_path / "gone.npz")})
+    assert [d.code for d in pipeline.file_faults(spec, pipeline.place(spec))] == ["PLN001"]
