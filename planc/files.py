@@ -16,7 +16,7 @@ def write_whole(
     folder: str | os.PathLike[str], files: Iterable[tuple[str, bytes]], before: Iterable[str]
 ) -> list[Path]:
     """Write ``files`` (name, content) into ``folder``; those of ``before`` that are not among them are removed. A name may
-    have folders in it, separated by `/`.
+    have folders in it, separated by `/`; a script, which begins with `#!`, can be executed.
 
     All files are written to a temporary folder first and moved when they are whole, so an interrupted or failed run
     leaves earlier output as it was.
@@ -30,6 +30,8 @@ def write_whole(
                 path = Path(staging) / "new" / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
+                if content.startswith(b"#!"):
+                    path.chmod(path.stat().st_mode | 0o111)
                 names.append(name)
             _exchange(Path(staging), target, names, [name for name in before if name not in set(names)])
         sweep(target)

@@ -53,7 +53,10 @@ def _write_plan(plan: VerifiedPlan, options: argparse.Namespace, figures: Sequen
     """Write a plan with its figures, and say what it is."""
     from planc import pipeline
 
-    folder = options.output or os.path.join("out", re.sub(r"/|^\.+$", "_", plan.spec.name))
+    name = plan.spec.name + (
+        "-running" if plan.spec.policy == "given" else ""
+    )  # beside the plan that is compared with it
+    folder = options.output or os.path.join("out", re.sub(r"/|^\.+$", "_", name))
     files = pipeline.write(plan, folder, figures)
     if plan.notes:
         report(plan.notes, argparse.Namespace(format="text"))
@@ -196,13 +199,16 @@ def explain(options: argparse.Namespace) -> int:
 def load_any(name: str, overrides: Sequence[str] = ()) -> VerifiedPlan:
     """A plan from its folder or plan.json; a spec is compiled, with ``overrides``."""
     from planc.pipeline import compile
-    from planc.spec import load_spec
+    from planc.spec import load_spec, shipped_folder
     from planc.verify import load_plan
 
-    if os.path.isdir(name) or name.endswith(".json"):
+    shipped = (shipped_folder("specs") / f"{name}.yaml").is_file() and not os.path.exists(
+        os.path.join(name, "plan.json")
+    )
+    if (os.path.isdir(name) and not shipped) or name.endswith(".json"):
         if overrides:
             message = "a written plan is as it is: --set changes keys of a spec"
-            hint = "give the spec in place of the plan, or sweep a workload: --sweep batch=…"
+            hint = "give the spec in place of the plan; `planc estimate` also sweeps a workload: --sweep batch=…"
             raise PlancError([Diagnostic("PLN406", message, "--set", Span("--set", 1, 1), hint)])
         return load_plan(name)
     return compile(load_spec(name, overrides))

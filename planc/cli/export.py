@@ -11,22 +11,18 @@ from planc.diagnostics import Diagnostic, PlancError, Span
 
 def export(options: argparse.Namespace) -> int:
     """Write the targets asked for, list those there are."""
-    from planc.export import TARGETS, target
     from planc.export import export as to_files
 
     if options.list:
-        for name in TARGETS:
-            one = target(name)
-            print(f"{name}: {one.title}{' ' + one.version if one.version else ''}")
-            print(f"  can: {one.says}\n  cannot: {one.lacks}")
+        _list(options)
         return 0
     if options.apply_permutation or options.checkpoint:
         return _apply_permutation(options)
-    if options.plan is None or not options.to or options.output is None:
+    if options.plan is None or not any(options.to) or options.output is None:
         missing = "a plan" if options.plan is None else "--to" if not options.to else "-o"
         hint = "planc export PLAN --to sglang,chakra -o FOLDER; planc export --list tells what there is"
         raise PlancError([Diagnostic("PLN502", f"{missing} is missing", missing, Span("--to", 1, 1), hint)])
-    names = [name for part in options.to for name in part.split(",")]
+    names = [name.strip() for part in options.to for name in part.split(",") if name.strip()]
     plan = load_any(options.plan, options.set)
     asked = dict(part.partition("=")[::2] for part in options.option)
     done = to_files(plan, names, options.output, model=options.model, image=options.image, options=asked)
@@ -42,12 +38,26 @@ def export(options: argparse.Namespace) -> int:
     say(
         f"{plan.spec.name}: wrote {len(done.paths)} files for {', '.join(done.notes) or 'no target'} to {options.output}"
     )
-    for name, told in done.notes.items():
-        for note in told:
-            say(f"  {name}: {note}")
+    for note in dict.fromkeys(note for told in done.notes.values() for note in told):
+        say(f"  {', '.join(name for name, told in done.notes.items() if note in told)}: {note}")
     if not options.json:
         report([fault for faults in done.refused.values() for fault in faults], options)
     return 0
+
+
+def _list(options: argparse.Namespace) -> None:
+    from planc.export import TARGETS, target
+
+    found = {name: target(name) for name in TARGETS}
+    if options.json:
+        told = ("title", "version", "says", "lacks", "options")
+        print_json({name: {key: getattr(one, key) for key in told} for name, one in found.items()})
+        return
+    for name, one in found.items():
+        print(f"{name}: {one.title} {one.version}".rstrip())
+        print(f"  can: {one.says}\n  cannot: {one.lacks}")
+        for key, values in one.options.items():
+            print(f"  --option {name}.{key}={'|'.join(values)}")
 
 
 def _apply_permutation(options: argparse.Namespace) -> int:

@@ -117,7 +117,8 @@ def _build(part: argparse.ArgumentParser) -> None:
 
 def _written(part: argparse.ArgumentParser) -> None:
     names = ", ".join(commands.FIGURE_NAMES)
-    part.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: out/NAME)")
+    text = "where to write (default: out/NAME, with -running for a plan of a map)"
+    part.add_argument("-o", "--output", metavar="FOLDER", help=text)
     part.add_argument("--figures", default="all", help=f"all, none, or a list of: {names}")
     part.add_argument("--json", action="store_true", help="print a summary as JSON")
 

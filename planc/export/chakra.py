@@ -44,8 +44,9 @@ def notes(job: Job) -> Iterator[str]:
     plan = job.plan
     yield from time_notes(job)
     execution, cluster = plan.spec.execution, plan.spec.cluster
-    if plan.spec.model.moe is not None:
-        yield "a collective is even: dispatch and combine carry the mean of their chunks, or as chakra.all_to_all says"
+    way = job.options.get("chakra.all_to_all", "mean")
+    if plan.spec.model.moe is not None and way != "p2p":
+        yield f"a collective is even: dispatch and combine carry the {way} of their chunks (chakra.all_to_all={way})"
     if len(np.unique(cluster.domain_of_rank[: plan.parallelism.world_size])) > 1:
         yield "the network is one flat switch at the NIC's bandwidth, also between GPUs that NVLink joins"
     if execution.expert_chunks > 1:

@@ -21,7 +21,7 @@ def faults(job: Job) -> Iterator[Diagnostic]:
     yield from found
     if par.pp > 1 and not any(fault.path == "parallelism.pp" for fault in found):
         message = "workers are either data parallel or pipeline stages, and stages start without expert parallelism"
-        yield refusal(title, message, "set parallelism.pp: 1", "parallelism.pp")
+        yield refusal(title, message, f"set parallelism.pp: 1 and ep: {par.ep * par.pp}", "parallelism.pp")
     if not found and instances(plan)[0].gpus % par.tp:
         gpus = instances(plan)[0].gpus
         message = f"a TP group of {par.tp} GPUs spans nodes, on each of which an instance has {gpus}"

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from planc.diagnostics import Diagnostic
 from planc.export import sglang, vllm
-from planc.export.nodes import instances
+from planc.export.nodes import instances, of_amd
 from planc.export.target import Job, refusal
 from planc.verify import VerifiedPlan
 
@@ -66,17 +66,16 @@ def placeholder_notes(image: str, model: str) -> Iterator[str]:
 
 
 def shape(plan: VerifiedPlan) -> dict[str, object]:
-    """What every template is given: names, the instances as ``replicas`` of ``nodes`` with ``gpus`` each, and ``partition``,
-    the layers of each stage as engines read them from a variable (they divide layers in their own ways); empty for one."""
+    """What every template is given: names, the instances as ``replicas`` of ``nodes`` with ``gpus`` each, and Kubernetes' name
+    of these."""
     found = instances(plan)
-    stages = plan.parallelism.stage_sizes
     return {
         "name": plan.spec.name,
         "label": label(plan.spec.name),
         "replicas": len(found),
         "nodes": len(found[0].nodes),
         "gpus": found[0].gpus,
-        "partition": ",".join(map(str, stages)) if len(stages) > 1 else "",
+        "resource": "amd.com/gpu" if of_amd(plan) else "nvidia.com/gpu",
     }
 
 
@@ -107,6 +106,7 @@ def sglang_pods(job: Job) -> tuple[dict[str, object], list[str], list[tuple[str,
         "image": image,
         "model": model,
         "options": sglang_options(plan),
+        "variables": sglang.variables(plan),
         "map_name": sglang.MAP,
         "map_folder": MAP_FOLDER,
         "map": experts.decode() if fits else "",

@@ -6,6 +6,7 @@ planc's replicas (dp) share nothing, so each is an instance of the engine by its
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,3 +61,8 @@ def node_faults(plan: VerifiedPlan, title: str) -> Iterator[Diagnostic]:
             )
             yield refusal(title, message, change, "parallelism")
             return
+
+
+def of_amd(plan: VerifiedPlan) -> bool:
+    """Whether the GPUs are AMD's, by their names (`mi300x`); of other names NVIDIA's are meant."""
+    return any(re.match(r"(amd.*)?mi\d", group.gpu.name, re.IGNORECASE) for group in plan.spec.cluster.groups)

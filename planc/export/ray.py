@@ -60,6 +60,7 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
             accelerator=ACCELERATORS.get(plan.spec.cluster.groups[0].gpu.name),
             model=job.model or manifests.MODEL,
             engine=engine_kwargs(job),
+            variables=vllm.variables(plan),
             **manifests.shape(plan),
         ),
     )

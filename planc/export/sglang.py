@@ -7,13 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from planc.diagnostics import Diagnostic
-from planc.export.nodes import instances, node_faults
+from planc.export.nodes import instances, node_faults, of_amd
 from planc.export.slots import gating_notes, has_copies, slot_faults, slot_tables
 from planc.export.target import Job, Target, refusal, text_of
+from planc.placement import step_tokens
 from planc.placement.expert_map import map_json
 from planc.verify import VerifiedPlan
 
 MAP = "expert_location.json"
+_KNOWN = "get_model_config_for_expert_location"
+_DEEPEP_TOKENS = 128  #: of a rank that low-latency dispatch has room for by default
 
 
 def faults(job: Job) -> Iterator[Diagnostic]:
@@ -25,18 +28,41 @@ def faults(job: Job) -> Iterator[Diagnostic]:
     nodes = next((nodes for nodes in sizes if nodes % par.pp and par.pp % nodes), 0)
     if nodes:
         message = f"a node has whole stages, or a stage whole nodes, and here {nodes} nodes have {par.pp} stages"
-        yield refusal(TARGET.title, message, "set parallelism.pp: 1, or stages that fill nodes", "parallelism.pp")
+        yield refusal(
+            TARGET.title,
+            message,
+            f"set parallelism.pp: 1 and ep: {par.ep * par.pp}, or stages that fill nodes",
+            "parallelism.pp",
+        )
 
 
 def notes(job: Job) -> Iterator[str]:
     """What SGLang does in its own way."""
-    plan, work = job.plan, job.plan.spec.workload
+    plan, par, work, model = job.plan, job.plan.parallelism, job.plan.spec.workload, job.plan.spec.model
+    if model.attention.kind != "mla":
+        yield f"it takes maps for models that define {_KNOWN}, as Qwen's, and drops them without a word for others, as Mixtral"
     yield from gating_notes(plan)
+    if 1 < par.tp < par.ep and model.dense_layer_ids:
+        yield f"dense layers are whole on every GPU, as it splits them over all {par.ep} or none; the plan over {par.tp}"
     if has_copies(plan):
         yield "of an expert's copies a GPU uses its own first, then one on its node"
+    if model.dtype_of("dispatch") != "fp8" and model.dtype_of("expert_weights") == "fp8":
+        yield f"it chooses the dtype of dispatched tokens itself; the plan has {model.dtype_of('dispatch')}"
     if work.micro_batches > 1 and not _overlaps(plan):
-        why = "it overlaps two" if plan.parallelism.pp == 1 else "pipeline stages take batches of their own"
+        why = "it overlaps two" if par.pp == 1 else "pipeline stages take batches of their own"
         yield f"the {work.micro_batches} micro-batches of the plan are not asked for: {why}"
+
+
+def variables(plan: VerifiedPlan) -> dict[str, str]:
+    """Environment of every process: layers of the stages, which it would share out in its own way, and room in DeepEP's
+    buffers for the tokens of a decode step."""
+    par, found = plan.parallelism, {}
+    if par.pp > 1:
+        found["SGLANG_PP_LAYER_PARTITION"] = ",".join(map(str, par.stage_sizes))
+    tokens = -(-step_tokens(plan.spec, par).sequences // par.tp)
+    if plan.spec.workload.phase == "decode" and tokens > _DEEPEP_TOKENS:
+        found["SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] = str(tokens)
+    return found
 
 
 def _overlaps(plan: VerifiedPlan) -> bool:
@@ -56,7 +82,19 @@ def arguments(plan: VerifiedPlan) -> list[tuple[str, str]]:
     if par.attention_dp > 1:
         found.append(("--attn-dp-size", str(par.attention_dp)))
     found.append(("--ep-size", str(par.ep)))
-    found += [("--moe-a2a-backend", "deepep"), ("--deepep-mode", plan.spec.execution.all_to_all)]
+    if par.attention_dp > 1 and plan.spec.model.dense_layer_ids:
+        found.append(("--moe-dense-tp-size", "1"))  # over all GPUs, layers would be cut smaller than quantised blocks
+    if of_amd(plan):
+        found.append(("--moe-a2a-backend", "mori"))
+    else:
+        found += [("--moe-a2a-backend", "deepep"), ("--deepep-mode", plan.spec.execution.all_to_all)]
+        if plan.spec.model.dtype_of("expert_weights") != "fp8":
+            found.append(("--moe-runner-backend", "deep_gemm"))  # the only one with DeepEP for such weights
+    if plan.spec.model.dtype_of("kv_cache") == "fp8":
+        found.append(("--kv-cache-dtype", "fp8_e4m3"))
+    if plan.spec.workload.phase == "decode":
+        most = step_tokens(plan.spec, par).sequences * par.attention_dp
+        found.append(("--max-running-requests", str(most)))  # it divides them over the TP groups
     if slots > moe.experts:
         found.append(("--ep-num-redundant-experts", str(slots - moe.experts)))
     found.append(("--ep-dispatch-algorithm", "static"))  # without one, tokens would go where experts are not
@@ -87,7 +125,7 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
             map=MAP,
             instances=instances(plan),
             arguments=arguments(plan),
-            stages=plan.parallelism.stage_sizes,
+            variables=variables(plan),
             notes=list(notes(job)),
         ),
     )

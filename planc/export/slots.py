@@ -44,7 +44,7 @@ def slot_faults(plan: VerifiedPlan, title: str) -> Iterator[Diagnostic]:
     if getattr(rule, "scope", "layer") == "model" and (holes or len(widths) > 1):
         message = "experts of different layers are on different GPUs of one EP group, which this engine cannot have"
         full = "" if moe.experts % par.holders == 0 else " and expert_rule.spares: replicate"
-        change = f"set expert_rule.scope: layer{full}, or give the layers stages of their own with pp"
+        change = f"set expert_rule.scope: layer{full}, or give the layers stages of their own (parallelism.pp, with an ep as much smaller)"
         yield refusal(title, message, change, "expert_rule.scope")
     elif holes:
         table = tables[holes[0]]

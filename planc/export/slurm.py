@@ -35,6 +35,7 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
             map=sglang.MAP,
             model=job.model,
             arguments=sglang.arguments(plan),
+            variables=sglang.variables(plan),
             **manifests.shape(plan),
         ),
     )

@@ -42,7 +42,7 @@ def target(name: str) -> Target:
     """The target of a name. Raises PlancError PLN502 where there is none."""
     if name not in TARGETS:
         message = f"`{name[:40]}` is not an export target; there are {', '.join(TARGETS)}, and `{ALL}`"
-        raise PlancError([Diagnostic("PLN502", message, "--to", Span("--to", 1, 1), closest(name, TARGETS))])
+        raise PlancError([Diagnostic("PLN502", message, "--to", Span("--to", 1, 1), closest(name.lower(), TARGETS))])
     found: Target = import_module(TARGETS[name]).TARGET
     return found
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from planc.diagnostics import Diagnostic
-from planc.export.nodes import instances, node_faults
+from planc.export.nodes import instances, node_faults, of_amd
 from planc.export.slots import has_copies, slot_faults, slot_tables
 from planc.export.target import Job, Target, refusal, text_of
 from planc.placement import step_tokens
@@ -20,9 +20,13 @@ def faults(job: Job) -> Iterator[Diagnostic]:
     plan, par, title = job.plan, job.plan.parallelism, TARGET.title
     yield from slot_faults(plan, title)
     yield from node_faults(plan, title)
+    if of_amd(plan):
+        yield refusal(title, "it runs on NVIDIA's GPUs only", "export sglang or vllm", "cluster.groups")
     if par.tp > 1:
         message = f"WIDEEP exchanges tokens all to all between GPUs that attend for themselves, and here {par.tp} share attention"
-        yield refusal(title, message, "set parallelism.tp: 1", "parallelism.tp")
+        yield refusal(
+            title, message, "set parallelism.tp: 1, where attention and KV cache fit a GPU whole", "parallelism.tp"
+        )
 
 
 def notes(job: Job) -> Iterator[str]:
@@ -59,6 +63,8 @@ def options(plan: VerifiedPlan) -> dict[str, Any]:
     if work.phase == "prefill":
         found["max_num_tokens"] = tokens.group * work.micro_batches
         found["enable_chunked_prefill"] = found["max_num_tokens"] < work.isl
+    if plan.spec.model.dtype_of("kv_cache") == "fp8":
+        found["kv_cache_config"] = {"dtype": "fp8"}
     found["moe_config"] = {"backend": "WIDEEP", "load_balancer": MAP}
     return found
 

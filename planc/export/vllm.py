@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from planc.diagnostics import Diagnostic
-from planc.export.nodes import Instance, instances, node_faults
+from planc.export.nodes import Instance, instances, node_faults, of_amd
 from planc.export.permutation import Permutation, Seats, permutation_json, relabelled
 from planc.export.slots import gating_notes, slot_faults, slot_tables
 from planc.export.target import Job, Target, refusal, text_of
+from planc.placement import step_tokens
 from planc.verify import VerifiedPlan
 
 RECIPE, MAP = "permutation.json", "expert_map.json"
@@ -88,9 +89,7 @@ def faults(job: Job) -> Iterator[Diagnostic]:
             f"an engine, the {par.pp * par.tp} GPUs of a TP group's {par.pp} stages, has GPUs of one node or whole nodes, "
             f"and the plan has stages of {par.ep} GPUs"
         )
-        yield refusal(
-            title, message, "set parallelism.pp: 1, or parallelism.tp to the GPUs of a node", "parallelism.pp"
-        )
+        yield refusal(title, message, f"set parallelism.pp: 1 and ep: {par.ep * par.pp}", "parallelism.pp")
     hidden = plan.spec.model.hidden
     if par.attention_dp > 1 and _backend(plan) == "deepep_low_latency" and hidden > _FAST_HIDDEN[-1]:
         message = f"its low-latency dispatch takes hidden sizes up to {_FAST_HIDDEN[-1]}, and the model has {hidden}"
@@ -106,7 +105,7 @@ def _placement_faults(job: Job) -> Iterator[Diagnostic]:
     stuck = next((layer for layer, old in found.items() if old is None), None)
     if par.pp > 1 and (copies or (how == "pr-49572" and moved is not None)):
         message = "its balancer, which holds further copies and other maps, expects every MoE layer on each rank, not a stage's"
-        yield refusal(title, message, "set parallelism.pp: 1", "parallelism.pp")
+        yield refusal(title, message, f"set parallelism.pp: 1 and ep: {par.ep * par.pp}", "parallelism.pp")
     if _redundant(plan) > _MOST_COPIES:
         message = (
             f"its balancer holds {_MOST_COPIES} further copies of a layer at most, and the plan has {_redundant(plan)}"
@@ -115,7 +114,10 @@ def _placement_faults(job: Job) -> Iterator[Diagnostic]:
         yield refusal(title, message, change, "expert_rule.slots_per_gpu")
     if how == "none" and moved is not None:
         message = f"slot p holds expert p % {moe.experts}, and layer {moved} of the plan has others there"
-        change = "set placement.policy: linear, or export with --option vllm.map=permutation"
+        way = "pr-49572" if stuck is not None else "permutation"
+        change = (
+            "" if plan.spec.policy == "linear" else "set placement.policy: linear, or "
+        ) + f"export with --option vllm.map={way}"
         yield refusal(title, message, change, "placement.policy")
     elif how == "permutation" and stuck is not None:
         why = [f"slots from {moe.experts} on hold the first experts once more"] if copies else []
@@ -126,6 +128,7 @@ def _placement_faults(job: Job) -> Iterator[Diagnostic]:
             yield refusal(title, message, "set placement.policy: linear" + rest, "placement.policy")
         elif moe.experts % par.holders == 0:
             change = f"set expert_rule.slots_per_gpu: {moe.experts // par.holders}"
+            change += " and placement.policy: linear" if _limited(plan) and plan.spec.policy != "linear" else ""
             yield refusal(title, message, change + rest, "expert_rule.slots_per_gpu")
         else:
             most = max(n for n in range(1, par.ep) if moe.experts % n == 0)
@@ -154,9 +157,14 @@ def _redundant(plan: VerifiedPlan) -> int:
 
 
 def _backend(plan: VerifiedPlan) -> str:
+    maker = "mori" if of_amd(plan) else "deepep"
+    return f"{maker}_{'low_latency' if _quick(plan) else 'high_throughput'}"
+
+
+def _quick(plan: VerifiedPlan) -> bool:
+    """Whether dispatch is DeepEP's for few tokens."""
     asked, phase = plan.spec.execution.all_to_all, plan.spec.workload.phase
-    fast = asked == "low_latency" or (asked == "auto" and phase == "decode")
-    return "deepep_low_latency" if fast else "deepep_high_throughput"
+    return asked == "low_latency" or (asked == "auto" and phase == "decode")
 
 
 def _extra_file(job: Job) -> str:
@@ -190,6 +198,12 @@ def notes(job: Job) -> Iterator[str]:
         yield f"the {work.micro_batches} micro-batches of the plan are not asked for: {why}"
 
 
+def variables(plan: VerifiedPlan) -> dict[str, str]:
+    """Environment of every process: layers of the stages, which it would share out in its own way."""
+    par = plan.parallelism
+    return {"VLLM_PP_LAYER_PARTITION": ",".join(map(str, par.stage_sizes))} if par.pp > 1 else {}
+
+
 def arguments(job: Job) -> list[tuple[str, str]]:
     """(flag, value) of one instance, "" for a switch; without what differs from node to node."""
     plan, par, parts = job.plan, job.plan.parallelism, job.plan.spec.workload.micro_batches
@@ -199,6 +213,10 @@ def arguments(job: Job) -> list[tuple[str, str]]:
     found += [("--enable-expert-parallel", ""), ("--expert-placement-strategy", "linear")]
     if par.attention_dp > 1:
         found += [("--data-parallel-size", str(par.attention_dp)), ("--all2all-backend", _backend(plan))]
+    if plan.spec.model.dtype_of("kv_cache") == "fp8":
+        found.append(("--kv-cache-dtype", "fp8"))
+    if plan.spec.workload.phase == "decode":
+        found.append(("--max-num-seqs", str(step_tokens(plan.spec, par).sequences)))  # of an engine, a TP group
     if parts > 1 and par.attention_dp > 1 and par.pp == 1:
         found.append(("--enable-dbo", "") if parts == 2 else ("--ubatch-size", str(parts)))
         found += [(f"--dbo-{phase}-token-threshold", str(parts)) for phase in ("decode", "prefill")]
@@ -240,7 +258,7 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
             in_order=all(list(one.order) == sorted(one.order) for one in seats),
             data_parallel=par.attention_dp > 1,
             engine=par.pp * par.tp,
-            stages=par.stage_sizes if par.pp > 1 else (),
+            variables=variables(plan),
             arguments=arguments(job),
             map=extra if extra == MAP else "",
             notes=list(notes(job)),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 from planc.diagnostics import Diagnostic
 from planc.export.nodes import instances, node_faults
 from planc.export.slots import gating_notes, has_copies, slot_faults, slot_tables
 from planc.export.target import Job, Target, refusal, text_of
+from planc.placement import step_tokens
 from planc.verify import VerifiedPlan
 
 MAP = "expert_map.json"
@@ -22,7 +24,7 @@ def faults(job: Job) -> Iterator[Diagnostic]:
     yield from on_nodes
     if par.pp > 1:
         message = "every pipeline stage counts its MoE layers from 0, and would read the map of the first stage"
-        yield refusal(title, message, "set parallelism.pp: 1", "parallelism.pp")
+        yield refusal(title, message, f"set parallelism.pp: 1 and ep: {par.ep * par.pp}", "parallelism.pp")
         return
     here = next((one.gpus for one in instances(plan) if one.gpus % par.tp), 0) if not on_nodes else 0
     if here:
@@ -33,6 +35,11 @@ def faults(job: Job) -> Iterator[Diagnostic]:
 def notes(job: Job) -> Iterator[str]:
     """What vLLM-Ascend does in its own way."""
     plan = job.plan
+    gpu = plan.spec.cluster.groups[0].gpu.name
+    if not re.search("ascend|910", gpu, re.IGNORECASE):
+        yield f"it serves on Ascend NPUs, and the plan's devices are {gpu}"
+    if plan.spec.model.dtype_of("kv_cache") == "fp8":
+        yield "the KV cache is fp8 in the plan, which is not asked for"
     yield "the engine chooses how tokens are exchanged by the machine and the batch; the map is read when it starts"
     yield from gating_notes(plan)
     if has_copies(plan):
@@ -64,6 +71,7 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
             map=MAP,
             tp=par.tp,
             data_parallel=par.attention_dp,
+            sequences=step_tokens(plan.spec, par).sequences if plan.spec.workload.phase == "decode" else 0,
             instances=instances(plan),
             notes=list(notes(job)),
         ),

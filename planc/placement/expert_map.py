@@ -26,6 +26,7 @@ PERMUTATION = "old_expert_of_new_index"  #: of planc's own permutation.json: vLL
 EMPTY = -1
 _MOST_BYTES = 256_000_000
 _FEW = 5
+_ANOTHER = "is this the map of this model?"
 _FORMS = (
     f"planc reads SGLang's `{KEY}`, TensorRT-LLM's `initial_global_assignments`, vLLM-Ascend's `layer_list`, a list of rows, "
     f"and arrays [layers, slots] of EPLB in .npy, or in .npz as `{KEY}` or `phy2log`"
@@ -75,11 +76,13 @@ def read_map(path: str | Path, *, experts: int, holders: int, moe_layers: Sequen
         beyond = sorted(set(found.layers) - set(moe_layers))
         if absent or beyond:
             what = f"layer {absent[0]} has no row" if absent else f"layer {beyond[0]} is no MoE layer of this model"
-            raise PlancError([_other(name, f"{what}; the model's MoE layers are {moe_layers[0]} to {moe_layers[-1]}")])
+            raise PlancError(
+                [_other(name, f"{what}; the model's MoE layers are {moe_layers[0]} to {moe_layers[-1]}", _ANOTHER)]
+            )
         at = [found.layers.index(layer) for layer in moe_layers]
     elif len(rows) not in (len(moe_layers), layers):
         message = f"{len(rows)} rows; the model has {len(moe_layers)} MoE layers and {layers} layers"
-        raise PlancError([_other(name, message)])
+        raise PlancError([_other(name, message, _ANOTHER)])
     elif len(rows) == layers:
         at = moe_layers
     if found.ranks and found.ranks != holders:
@@ -243,7 +246,11 @@ def _other(name: str, message: str, hint: str = "") -> Diagnostic:
 def _range_faults(tables: np.ndarray, experts: int, name: str, labels: Sequence[str]) -> list[Diagnostic]:
     wrong = np.argwhere((tables < EMPTY) | (tables >= experts))[:_FEW].tolist()
     return [
-        _other(name, f"{labels[n]}, slot {slot}: there is no expert {tables[n, slot]}; experts are 0 to {experts - 1}")
+        _other(
+            name,
+            f"{labels[n]}, slot {slot}: there is no expert {tables[n, slot]}; experts are 0 to {experts - 1}",
+            _ANOTHER,
+        )
         for n, slot in wrong
     ]
 
@@ -254,5 +261,5 @@ def _cover_faults(tables: np.ndarray, experts: int, name: str, labels: Sequence[
         absent = np.setdiff1d(np.arange(experts), row)
         if len(absent):
             message = f"{label}: expert {absent[0]} is on no holder ({len(absent)} of {experts} experts absent)"
-            found.append(_other(name, message))
+            found.append(_other(name, message, _ANOTHER))
     return found[:_FEW]

@@ -37,7 +37,7 @@ def load_spec(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Sp
     found (0xx codes), sorted by position.
     """
     shipped = shipped_folder("specs") / f"{path}.yaml"
-    if len(Path(path).parts) == 1 and not os.path.exists(path) and os.path.isfile(shipped):
+    if len(Path(path).parts) == 1 and not os.path.isfile(path) and os.path.isfile(shipped):
         path = shipped
     located = read_tree(os.fspath(path), None)
     return spec_from_tree(override(located, overrides), Path(path).parent, os.fspath(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,18 @@ OPTIONS: dict[str, Any] = {
     "--ep-dispatch-algorithm": ["static", "dynamic", "fake", "lp"],
     "--enable-two-batch-overlap": None,
     "--init-expert-location": str,
+    "--moe-dense-tp-size": int,
+    "--moe-runner-backend": [
+        "auto",
+        "deep_gemm",
+        "triton",
+        "flashinfer_trtllm",
+        "flashinfer_cutlass",
+        "cutlass",
+        "aiter",
+    ],
+    "--kv-cache-dtype": ["auto", "fp8_e5m2", "fp8_e4m3", "bf16", "bfloat16", "mxfp8"],
+    "--max-running-requests": int,
 }
 NAMES = ["moe-61l-ep64-dp2", "deepseek-v3-ep256", "deepseek-v3-128gpu", "qwen3-235b-a22b"]
 
@@ -172,6 +185,45 @@ def test_two_batches_overlap_where_the_engine_can(micro_batches: int, pp: int, a
     write(plan, ["sglang"], tmp_path, model="m")
     assert launched(tmp_path / "sglang", "0", "0", "h").enable_two_batch_overlap is asked
     assert ("micro-batches of the plan are not asked for" in (tmp_path / "sglang" / "launch.sh").read_text()) != asked
+
+
+def test_what_the_plan_has_is_asked_for(tmp_path: Path) -> None:
+    """Types, requests, whole dense layers, room in buffers; and options of one's own behind them."""
+    moe = {"experts": 8, "top_k": 2, "intermediate": 32}
+    model = {"layers": 3, "moe": moe, "first_k_dense": 1, "dense_mlp": {"intermediate": 64}}
+    degrees = {"dp": 1, "pp": 1, "ep": 8, "tp": 2}
+    types = {"weights": "fp8", "kv_cache": "fp8"}
+    work = {"batch": 4 * 300, "isl": 16, "osl": 4}
+    plan = planc.compile(small_spec(model=model | {"dtypes": types}, parallelism=degrees, workload=work))
+    write(plan, ["sglang"], tmp_path, model="m")
+    done = start(tmp_path / "sglang" / "launch.sh", "python3", "0", "0", "h", "--port", "7", "--model-path", "a b")
+    found = parsed(done.words[2:], OPTIONS)
+    assert (found.port, found.model_path) == (7, "a b")  # the last one counts
+    assert (found.kv_cache_dtype, found.moe_dense_tp_size, found.max_running_requests) == ("fp8_e4m3", 1, 1200)
+    assert done.variables["SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] == "150"
+    assert found.moe_runner_backend is None and "whole on every GPU" in (tmp_path / "sglang" / "launch.sh").read_text()
+    plain = planc.compile(small_spec(parallelism=degrees | {"tp": 1}))
+    write(plain, ["sglang"], tmp_path, model="m")
+    found = launched(tmp_path / "sglang", "0", "0", "h")
+    assert found.moe_runner_backend == "deep_gemm" and (found.kv_cache_dtype, found.moe_dense_tp_size) == (None, None)
+    assert "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK" not in (tmp_path / "sglang" / "launch.sh").read_text()
+
+
+def test_amd_has_its_own_exchange(tmp_path: Path) -> None:
+    plan = planc.compile(small_spec(parallelism={"dp": 1, "pp": 1, "ep": 8, "tp": 1}, gpu={"name": "mi300x"}))
+    write(plan, ["sglang", "vllm", "lws", "kserve"], tmp_path, model="m", image="i")
+    found = launched(tmp_path / "sglang", "0", "0", "h")
+    assert (found.moe_a2a_backend, found.deepep_mode, found.moe_runner_backend) == ("mori", None, None)
+    assert "--all2all-backend mori_low_latency" in (tmp_path / "vllm" / "launch.sh").read_text()
+    for path in ("lws/lws.yaml", "kserve/kserve.yaml"):
+        text = (tmp_path / path).read_text()
+        assert "amd.com/gpu" in text and "nvidia.com/gpu" not in text
+
+
+def test_scripts_can_be_executed(tmp_path: Path) -> None:
+    write(plan_of("deepseek-v3-128gpu"), ["sglang", "slurm"], tmp_path, model="m")
+    assert os.access(tmp_path / "sglang" / "launch.sh", os.X_OK)
+    assert not os.access(tmp_path / "sglang" / "expert_location.json", os.X_OK)
 
 
 def spare(**rule: Any) -> planc.Spec:

@@ -25,6 +25,7 @@ FIELDS = {
     "max_seq_len": int,
     "max_num_tokens": int,
     "enable_chunked_prefill": bool,
+    "kv_cache_config": dict,
     "moe_config": dict,
 }
 MOE_FIELDS = {"backend", "max_num_tokens", "load_balancer"}
@@ -80,6 +81,7 @@ def test_processes_start_what_the_plan_says(tmp_path: Path) -> None:
         found = launched(tmp_path, instance, 2)
         assert found.words == [
             *("trtllm-serve", "a b; rm -rf 'x'", "--backend", "pytorch"),
+            *("--host", "0.0.0.0", "--port", str(8000 + instance)),
             *("--extra_llm_api_options", "llm_api_options.yaml"),
         ]
         assert (found.variables["CUDA_VISIBLE_DEVICES"], found.folder) == (gpus, str(folder))
@@ -108,7 +110,7 @@ def test_stages_and_prefill(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words", "change"),
     [
-        ({"tp": 2}, "here 2 share attention", "set parallelism.tp: 1"),
+        ({"tp": 2}, "here 2 share attention", "set parallelism.tp: 1, where attention and KV cache fit a GPU whole"),
         ({"expert_tp": 2}, "2 GPUs share one", "set parallelism.expert_tp: 1"),
     ],
 )
@@ -116,3 +118,11 @@ def test_what_is_another_plan_is_refused(changes: dict[str, Any], words: str, ch
     degrees = {"dp": 1, "pp": 1, "ep": 8, "tp": 1} | changes
     [fault] = refusals(planc.compile(small_spec(parallelism=degrees)), ["trtllm"])["trtllm"]
     assert fault.code == "PLN503" and words in fault.message and fault.hint == change
+
+
+def test_other_makers_and_types(tmp_path: Path) -> None:
+    degrees = {"dp": 1, "pp": 1, "ep": 8, "tp": 1}
+    plan = planc.compile(small_spec(parallelism=degrees, model={"dtypes": {"kv_cache": "fp8"}}))
+    assert exported(plan, tmp_path)[0]["kv_cache_config"] == {"dtype": "fp8"}
+    [fault] = refusals(planc.compile(small_spec(parallelism=degrees, gpu={"name": "mi300x"})), ["trtllm"])["trtllm"]
+    assert "NVIDIA" in fault.message

@@ -50,6 +50,8 @@ OPTIONS: dict[str, Any] = {
         "flashinfer_nvlink_two_sided",
         "flashinfer_nvlink_one_sided",
     ],
+    "--kv-cache-dtype": ["auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"],
+    "--max-num-seqs": int,
     "--enable-dbo": None,
     "--ubatch-size": int,
     "--dbo-decode-token-threshold": int,

@@ -25,6 +25,7 @@ OPTIONS: dict[str, Any] = {
     "--data-parallel-rpc-port": int,
     "--additional-config": json.loads,
     "--port": int,
+    "--max-num-seqs": int,
     "--headless": None,
     "--enable-expert-parallel": None,
 }
@@ -82,7 +83,7 @@ def test_instances_that_share_a_node(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("degrees", "words", "change"),
     [
-        ({"pp": 2, "ep": 4}, "the map of the first stage", "set parallelism.pp: 1"),
+        ({"pp": 2, "ep": 4}, "the map of the first stage", "set parallelism.pp: 1 and ep: 8"),
         ({"expert_tp": 2}, "2 GPUs share one", "set parallelism.expert_tp: 1"),
     ],
 )
