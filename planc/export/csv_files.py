@@ -10,7 +10,7 @@ from itertools import repeat
 import numpy as np
 
 from planc.diagnostics import Diagnostic
-from planc.export.tables import LINKS, MAX_ROWS, Table, size_of, table_faults, table_notes, tables
+from planc.export.tables import LACKS, LINKS, SAYS, Table, size_of, table_faults, table_notes, tables
 from planc.export.target import Job, Target
 
 
@@ -47,8 +47,8 @@ def _text(table: Table) -> bytes:
 TARGET = Target(
     title="CSV",
     version="",
-    says="placement, ranks with their memory, bytes between ranks, ops with their times",
-    lacks=f"which op reads what, tables of more than {MAX_ROWS:,} rows",
+    says=SAYS,
+    lacks=LACKS,
     faults=faults,
     notes=notes,
     files=files,

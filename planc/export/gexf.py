@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planc.diagnostics import Diagnostic
-from planc.export.graph_xml import EDGE, MAX_EDGES, NODE, as_text, edges, graph_faults, nodes
+from planc.export.graph_xml import EDGE, LACKS, NODE, SAYS, as_text, edges, graph_faults, nodes
 from planc.export.target import Job, Target
 from planc.render.text import xml_escape
 
@@ -46,8 +46,8 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
 TARGET = Target(
     title="GEXF",
     version="1.2draft",
-    says="every op with its kind, layer, ranks and expert, every edge with its tensor, bytes and class of communication",
-    lacks=f"times, who sends what inside a collective, graphs of more than {MAX_EDGES:,} edges",
+    says=SAYS,
+    lacks=LACKS,
     faults=faults,
     notes=notes,
     files=files,

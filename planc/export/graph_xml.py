@@ -17,6 +17,8 @@ from planc.render.text import xml_escape
 from planc.verify import VerifiedPlan
 
 MAX_EDGES = 1_000_000  #: what reads XML holds the whole graph as objects: some kilobytes an edge
+SAYS = "every op with its kind, layer, ranks and expert, every edge with its tensor, bytes and class of communication"
+LACKS = f"times, who sends what inside a collective, graphs of more than {MAX_EDGES:,} edges"
 
 #: attribute -> type; an op has `gpu`, the rank that it is on, or `ranks`, those of its group
 NODE = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from planc.diagnostics import Diagnostic
 from planc.export.links import Value
-from planc.export.tables import LINKS, MAX_ROWS, Table, size_of, table_faults, table_notes, tables
+from planc.export.tables import LACKS, LINKS, SAYS, Table, size_of, table_faults, table_notes, tables
 from planc.export.target import Job, Target
 
 
@@ -61,8 +61,8 @@ def _arrow(table: Table, plan: str) -> Any:
 TARGET = Target(
     title="Parquet",
     version="",
-    says="placement, ranks with their memory, bytes between ranks, ops with their times",
-    lacks=f"which op reads what, tables of more than {MAX_ROWS:,} rows",
+    says=SAYS,
+    lacks=LACKS,
     faults=faults,
     notes=notes,
     files=files,

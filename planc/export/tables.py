@@ -21,6 +21,8 @@ from planc.verify import VerifiedPlan
 MAX_ROWS = 10_000_000  #: of one table; more are refused
 MANY_LINKS = 1_000_000  #: rows from which links are summed over the step, where it was not asked otherwise
 LINKS = ("auto", "op", "step")  #: values of the option `links`: those of every op, or the sum over a step
+SAYS = "placement, ranks with their memory, bytes between ranks, ops with their times"
+LACKS = f"which op reads what, tables of more than {MAX_ROWS:,} rows"
 
 
 Types = Mapping[str, Literal["int", "float", "text"]]  #: column -> what its cells hold
