@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from planc.diagnostics import Diagnostic, PlancError
@@ -24,16 +29,16 @@ def write_whole(
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".planc-{os.getpid()}-", dir=target) as staging:
+        with staging_in(target) as staging:
             names = []
             for name, content in files:
-                path = Path(staging) / "new" / name
+                path = staging / "new" / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
                 if content.startswith(b"#!"):
                     path.chmod(path.stat().st_mode | 0o111)
                 names.append(name)
-            _exchange(Path(staging), target, names, [name for name in before if name not in set(names)])
+            _exchange(staging, target, names, [name for name in before if name not in set(names)])
         sweep(target)
     except OSError as error:
         message = f"cannot write to {target}: {error.strerror or error}"
@@ -42,16 +47,70 @@ def write_whole(
     return [target / name for name in names]
 
 
-def sweep(target: Path) -> None:
-    """Remove what builds that were killed left in the folder; those of builds still running are not touched."""
-    for left_over in target.glob(".planc-*-*"):
-        owner = left_over.name.split("-")[1]
+@contextmanager
+def staging_in(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside ``folder`` that is gone afterwards, also when the process is told to end. It is locked, so
+    that `sweep` of another process knows it is in use."""
+    with _ended_in_order():
+        staging = Path(tempfile.mkdtemp(prefix=f".planc-{os.getpid()}-", dir=folder))
+        lock = os.open(staging, os.O_RDONLY)
         try:
-            os.kill(int(owner), 0)
-        except (ValueError, ProcessLookupError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield staging
+        finally:
+            os.close(lock)
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP leave through the `finally` blocks, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def sweep(target: Path) -> None:
+    """Remove what builds that were killed left in the folder; those of builds still running, here or in another container, are
+    not touched, nor what only has a similar name."""
+    for left_over in target.glob(".planc-*-*"):
+        name = re.fullmatch(r"\.planc-([1-9]\d*)-[a-z0-9_]{8}", left_over.name)
+        if name is not None and not _alive(int(name[1])) and not _locked(left_over):
             shutil.rmtree(left_over, ignore_errors=True)
-        except OSError:
-            continue
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _locked(folder: Path) -> bool:
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def _exchange(staging: Path, target: Path, names: list[str], stale: list[str]) -> None:

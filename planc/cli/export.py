@@ -18,11 +18,11 @@ def export(options: argparse.Namespace) -> int:
         return 0
     if options.apply_permutation or options.checkpoint:
         return _apply_permutation(options)
-    if options.plan is None or not any(options.to) or options.output is None:
-        missing = "a plan" if options.plan is None else "--to" if not options.to else "-o"
+    names = [name.strip() for part in options.to for name in part.split(",") if name.strip()]
+    if options.plan is None or not names or not options.output:
+        missing = "a plan" if options.plan is None else "--to" if not names else "-o"
         hint = "planc export PLAN --to sglang,chakra -o FOLDER; planc export --list tells what there is"
         raise PlancError([Diagnostic("PLN502", f"{missing} is missing", missing, Span("--to", 1, 1), hint)])
-    names = [name.strip() for part in options.to for name in part.split(",") if name.strip()]
     plan = load_any(options.plan, options.set)
     asked = dict(part.partition("=")[::2] for part in options.option)
     done = to_files(plan, names, options.output, model=options.model, image=options.image, options=asked)
@@ -69,8 +69,11 @@ def _apply_permutation(options: argparse.Namespace) -> int:
         "-o": options.output,
     }
     missing = next((name for name, value in needed.items() if not value), None)
-    if missing or options.plan is not None or options.to:
-        message = f"{missing} is missing" if missing else "a checkpoint is relabelled without a plan and without --to"
+    beside = options.plan is not None or options.to or options.set or options.option or options.model or options.image
+    if missing or beside:
+        message = (
+            f"{missing} is missing" if missing else "a checkpoint is relabelled without a plan, --to and their options"
+        )
         hint = "planc export --apply-permutation permutation.json --checkpoint FOLDER -o NEW_FOLDER"
         raise PlancError(
             [Diagnostic("PLN502", message, "--apply-permutation", Span("--apply-permutation", 1, 1), hint)]

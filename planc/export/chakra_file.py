@@ -215,6 +215,8 @@ def _read_node(message: bytes) -> Node:
                 key, told = _read_attribute(value)
                 if told is not None:
                     attributes[key] = told
+    if not numbers[3]:
+        raise ValueError("a node has no type")
     return Node(numbers[1], name, numbers[3], tuple(deps[4]), tuple(deps[5]), numbers[7], attributes)
 
 

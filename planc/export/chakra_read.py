@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-import json
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +12,10 @@ from pathlib import Path
 
 from planc.diagnostics import Diagnostic, PlancError
 from planc.export.chakra_file import COLL, COMM_NAMES, COMP, NODE_NAMES, RECV, SEND, Node, Value, parse
+from planc.spec.text import parse_json
+
+_NUMBER = re.compile("0|[1-9][0-9]{0,8}")
+_TRACE = re.compile(r"trace\.(0|[1-9][0-9]{0,8})\.et")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,19 +43,27 @@ def read_traces(folder: str | os.PathLike[str]) -> Traces:
     """Read `trace.<rank>.et` and `comm_groups.json` of a folder. Raises PlancError PLN508 with the first fault."""
     base = Path(folder)
     try:
-        groups = {int(k): tuple(map(int, v)) for k, v in json.loads((base / "comm_groups.json").read_text()).items()}
-        found = {int(path.name.split(".")[1]): path for path in base.glob("trace.*.et")}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        record = parse_json((base / "comm_groups.json").read_text(), "comm_groups.json")
+        found = {int(name[1]): base / name[0] for path in base.iterdir() if (name := _TRACE.fullmatch(path.name))}
+    except (OSError, ValueError) as error:
         raise _fault(f"{base}: {error}") from None
+    except PlancError as error:
+        raise _fault(error.diagnostics[0].message) from None
+    if not isinstance(record, dict) or not all(map(_is_group, record.items())):
+        raise _fault("comm_groups.json is not a mapping of numbers of groups to ranks")
+    groups = {int(number): tuple(members) for number, members in record.items()}
     about: dict[str, Value] = {}
-    ranks = []
+    ranks: list[list[Node]] = []
     for rank in range(len(found)):
         if rank not in found:
             raise _fault(f"rank {rank} has no trace")
         try:
-            about, nodes = parse(found[rank].read_bytes())
+            said, nodes = parse(found[rank].read_bytes())
         except (OSError, ValueError) as error:
             raise _fault(f"rank {rank}: {error}") from None
+        if rank and said != about:
+            raise _fault(f"rank {rank}: its trace is of another plan than that of rank 0")
+        about = said
         ranks.append(_in_order(rank, nodes))
     world = len(ranks)
     if not world or about.get("planc.world", world) != world:
@@ -61,6 +73,11 @@ def read_traces(folder: str | os.PathLike[str]) -> Traces:
             raise _fault(f"group {number} has members that are not ranks, or are there twice")
     _meets(ranks, groups)
     return Traces(tuple(map(tuple, ranks)), groups, about)
+
+
+def _is_group(item: tuple[str, object]) -> bool:
+    number, members = item
+    return bool(_NUMBER.fullmatch(number)) and isinstance(members, list) and all(type(m) is int for m in members)
 
 
 def _fault(message: str) -> PlancError:
@@ -102,6 +119,20 @@ def _in_order(rank: int, nodes: list[Node]) -> list[Node]:
     return order
 
 
+_MESSAGE = ("comm_src", "comm_dst", "comm_tag", "comm_size")
+
+
+def _check_numbers(told: Mapping[str, Value], names: tuple[str, ...]) -> None:
+    """Attributes that are numbers, sizes of at least 1; a kind that there is. Raises KeyError, ValueError."""
+    for name in names:
+        if type(told[name]) is not int or int(told[name]) < (1 if name == "comm_size" else 0):
+            raise ValueError(f"a proper `{name}`")
+    if "comm_type" in names and told["comm_type"] not in COMM_NAMES:
+        raise ValueError("a `comm_type` that there is")
+    if names is _MESSAGE and told["comm_src"] == told["comm_dst"]:
+        raise ValueError("another rank to talk to")
+
+
 def _meets(ranks: list[list[Node]], groups: Mapping[int, tuple[int, ...]]) -> None:
     """Collectives have all of their members, messages both ends, and no rank waits for another in a circle."""
     calls: dict[tuple[int, int], list[tuple[int, object, object]]] = defaultdict(list)
@@ -114,8 +145,11 @@ def _meets(ranks: list[list[Node]], groups: Mapping[int, tuple[int, ...]]) -> No
             mine[node.id] = (rank, node.id)
             told = node.attributes
             try:
+                if node.type in (COLL, SEND, RECV):
+                    _check_numbers(told, ("comm_type", "comm_size") if node.type == COLL else _MESSAGE)
                 if node.type == COLL:
-                    group = int(told["pg_name"])
+                    name = str(told["pg_name"])
+                    group = int(name) if _NUMBER.fullmatch(name) else -1
                     if rank not in groups[group]:
                         raise _fault(
                             f"rank {rank}: node {node.id} is a collective of group {group}, which it is not in"

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,15 +21,18 @@ from typing import Any
 from planc.diagnostics import Diagnostic, PlancError, Span
 from planc.export.permutation import Permutation, broken_group, broken_text, read_permutation
 from planc.export.safetensors_file import BITS, Shard, Tensor, copy_spans, damaged, header_bytes, read_header
-from planc.files import sweep
+from planc.files import staging_in, sweep
 from planc.spec.text import decode, parse_json, read_bytes
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 _MOST_BYTES = 256_000_000
+_LAYER_KEYS = ("num_hidden_layers", "num_layers")
+_EXPERT_KEYS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 _LAYER = re.compile(r"((?:.*\.)?)layers\.(0|[1-9]\d{0,5})\.(.+)")
 _EXPERT = re.compile(r"((?:.*?\.)?)experts\.(?:(0|[1-9]\d{0,5})\.)?(.+)")
 _ROUTER = re.compile(r"(?:gate|router)\..+|(?:.+\.)?(?:e_score_correction_bias|expert_bias)")
+_OUTSIDE = re.compile(r"(^|\.)(router|e_score_correction_bias|expert_bias)(\.|$)")
 _SHARED = re.compile(r"shared_(?:expert|mlp)")  # used by every token, whatever the number of its experts
 _DRAFT = "mtp"  #: in the names of draft models that count their layers from 0 again
 _OTHER_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5")
@@ -54,10 +56,16 @@ def apply_permutation(
     cannot be written, PLN001 to PLN009 for files that cannot be read. ``folder`` is whole or is not there.
     """
     asked, source, target = read_permutation(permutation), Path(checkpoint), Path(folder)
-    shards, index = _shards(source)
-    _check_config(source, asked)
-    names, rows = _changes(source, {n: tensor for shard in shards for n, tensor in shard.tensors.items()}, asked)
-    others, left_out = _others(source, {shard.path.name for shard in shards})
+    try:
+        shards, index = _shards(source)
+        _check_config(source, asked)
+        names, rows = _changes(source, {n: tensor for shard in shards for n, tensor in shard.tensors.items()}, asked)
+        others, left_out = _others(source, {shard.path.name for shard in shards})
+    except OSError as error:
+        message = f"cannot read {error.filename or source}: {error.strerror or error}"
+        raise PlancError(
+            [Diagnostic("PLN001", message, hint="--checkpoint names a folder of safetensors files")]
+        ) from None
     parts = [(shard, *_relabelled(shard, names, rows)) for shard in shards]
     text = b""
     if index is not None:
@@ -70,7 +78,7 @@ def apply_permutation(
         for done, (shard, header, spans) in enumerate(parts, 1):
             with (staging / shard.path.name).open("wb") as handle:
                 handle.write(header)
-                copy_spans(shard.path, handle, spans)
+                copy_spans(shard, handle, spans)
             if progress:
                 progress(done, count)
         for done, name in enumerate(others, len(parts) + 1):
@@ -104,7 +112,13 @@ def _shards(folder: Path) -> tuple[list[Shard], dict[str, Any] | None]:
         if not (folder / file).is_file():
             raise _other(folder, f"{file}, which {INDEX} names, is missing", "download the file")
     shards = [read_header(folder / file) for file in sorted(set(files.values()))]
-    found = {name: shard.path.name for shard in shards for name in shard.tensors}
+    found: dict[str, str] = {}
+    for shard in shards:
+        for name in shard.tensors:
+            if name in found:
+                message = f"`{name[:100]}` is in {found[name]} and in {shard.path.name}"
+                raise _other(folder, message, "download the checkpoint again")
+            found[name] = shard.path.name
     for name in [*files, *found]:
         if files.get(name) != found.get(name):
             where = f"in {files.get(name, 'no file')} and is in {found.get(name, 'none')}"
@@ -113,7 +127,9 @@ def _shards(folder: Path) -> tuple[list[Shard], dict[str, Any] | None]:
 
 
 def _is_name(file: Any) -> bool:
-    return isinstance(file, str) and file == Path(file).name and file.endswith(".safetensors")
+    return (
+        isinstance(file, str) and file == Path(file).name and file.endswith(".safetensors") and len(file.encode()) < 256
+    )
 
 
 def _check_config(folder: Path, asked: Permutation) -> None:
@@ -128,10 +144,18 @@ def _check_config(folder: Path, asked: Permutation) -> None:
             raise _other(folder, message, "name layers or kinds of tensors there, not experts")
         if path.name == CONFIG:
             record = parse_json(text, str(path))
-            inner = record.get("text_config") if isinstance(record, dict) else None
+            inner = (record.get("text_config") or record.get("llm_config")) if isinstance(record, dict) else None
             for part in (record, inner):
                 if isinstance(part, dict):
+                    _check_counts(path, part, asked)
                     _check_groups(path, part.get("n_group"), part.get("topk_group"), asked)
+
+
+def _check_counts(path: Path, part: dict[str, Any], asked: Permutation) -> None:
+    for keys, wanted, what in ((_LAYER_KEYS, asked.layers, "layers"), (_EXPERT_KEYS, asked.experts, "experts")):
+        said = next((part[key] for key in keys if type(part.get(key)) is int), wanted)
+        if said != wanted:
+            raise _not_these(path, f"{path.name} has {said} {what}, and the permutation is for {wanted}")
 
 
 def _check_groups(path: Path, groups: Any, chosen: Any, asked: Permutation) -> None:
@@ -157,6 +181,9 @@ def _changes(folder: Path, tensors: dict[str, Tensor], asked: Permutation) -> tu
             if _EXPERT.fullmatch(rest) and _DRAFT not in prefix:
                 with_experts[prefix].add(layer)
     whole = [prefix for prefix, layers in with_experts.items() if layers >= asked.old.keys()]
+    if len(whole) == 1 and len(with_experts) > 1:
+        other = min(with_experts.keys() - set(whole))
+        raise _other(folder, f"`{other}layers` has experts too, and they may be the same ones", _NOT_OF_IT)
     if len(whole) != 1:
         most = max(with_experts.values(), key=len, default=set())
         lacking = min(asked.old.keys() - most, default=None)
@@ -199,6 +226,9 @@ def _layer_changes(
             _check_rows(folder, name, tensor, experts, router=not match)
             routed, stacked = routed or (not match and local.endswith("weight")), stacked or match is not None
             yield name, old
+        elif not rest.startswith(block) and _OUTSIDE.search(rest):
+            message = f"`{name[:100]}` may be of the router, and lies outside `{block}`"
+            raise _other(folder, message, "this kind of checkpoint cannot be relabelled")
         elif (
             rest.startswith(block)
             and not _SHARED.match(local)
@@ -264,15 +294,22 @@ def _others(folder: Path, shards: Iterable[str]) -> tuple[list[str], list[str]]:
     copied: list[str] = []
     left_out: list[str] = []
     known = {*shards, INDEX}
-    for where, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for where, folders, files in os.walk(folder, onerror=_raise):
+        here = Path(where).relative_to(folder)
+        skipped = [name for name in folders if name.startswith(".") or (Path(where) / name).is_symlink()]
+        left_out += [f"{(here / name).as_posix()}/" for name in sorted(skipped)]
+        folders[:] = sorted(set(folders) - set(skipped))
         for file in sorted(files):
-            path = Path(where) / file
-            name = path.relative_to(folder).as_posix()
-            if name in known or not path.is_file():
+            name = (here / file).as_posix()
+            if name in known:
                 continue
-            (left_out if file.endswith(_OTHER_WEIGHTS) or file.startswith(".") else copied).append(name)
+            odd = file.endswith(_OTHER_WEIGHTS) or file.startswith(".") or not (Path(where) / file).is_file()
+            (left_out if odd else copied).append(name)
     return copied, left_out
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 @contextmanager
@@ -281,21 +318,19 @@ def _whole(target: Path, size: int) -> Iterator[Path]:
     parent = target.absolute().parent
     try:
         if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
-            hint = "choose another folder with -o; a relabelled checkpoint is a folder of its own"
-            raise PlancError([Diagnostic("PLN017", f"{target} is there already", hint=hint)])
+            raise _not_new(target, "there already")
+        if target.is_symlink() or os.path.ismount(target):
+            raise _not_new(target, "a link" if target.is_symlink() else "where another disk is mounted")
         there = next(path for path in (parent, *parent.parents) if path.is_dir())
         sweep(there)
         free = shutil.disk_usage(there).free
         if size > free:
             raise _no_room(target, size, free)
         parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".planc-{os.getpid()}-", dir=parent))
-        try:
+        with staging_in(parent) as staging:
             (staging / "new").mkdir()
             yield staging / "new"
             os.rename(staging / "new", target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_room(target, size, shutil.disk_usage(parent).free) from None
@@ -304,6 +339,11 @@ def _whole(target: Path, size: int) -> Iterator[Path]:
             f" ({error.filename})" if error.filename else ""
         )
         raise PlancError([Diagnostic("PLN017", message, hint=hint)]) from None
+
+
+def _not_new(target: Path, what: str) -> PlancError:
+    hint = "choose another folder with -o; a relabelled checkpoint is a folder of its own"
+    return PlancError([Diagnostic("PLN017", f"{target} is {what}", hint=hint)])
 
 
 def _no_room(target: Path, size: int, free: int) -> PlancError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ BITS = {
 METADATA = "__metadata__"
 CHUNK = 4 << 20  #: bytes of a tensor held at a time
 _LONGEST_HEADER = 100_000_000
+_MOST_DIMENSIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +43,49 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A file's header: tensors by name, in the order of the header; ``data``: the byte at which their data begins."""
+    """A file's header: tensors by name, in the order of the header; ``data``: the byte at which their data begins; ``state``:
+    what tells whether the file is still the same."""
 
     path: Path
     data: int
     metadata: dict[str, str] | None
     tensors: dict[str, Tensor]
+    state: tuple[int, ...]
+
+
+def _state(handle: IO[bytes]) -> tuple[int, ...]:
+    found = os.fstat(handle.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_header(path: Path) -> Shard:
     """The header of a safetensors file. Raises PlancError: PLN001, and PLN505 for a file that its header does not describe
     byte by byte."""
     try:
+        if not path.is_file():
+            raise damaged(path, "it is no file")
         with path.open("rb") as handle:
-            size = path.stat().st_size
+            state = _state(handle)
+            size = state[2]
             length = int.from_bytes(handle.read(8), "little") if size >= 8 else 0
             if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
                 raise damaged(path, f"its {size} bytes do not begin with the length of a header")
             text = handle.read(length)
+            if not text.startswith(b"{"):
+                raise damaged(path, "its header does not begin with `{`")
     except OSError as error:
         raise PlancError([Diagnostic("PLN001", f"cannot read {path}: {error.strerror}")]) from None
     try:
         record = parse_json(decode(text, str(path)), str(path))
     except PlancError as error:
         raise damaged(path, f"its header cannot be read ({error.diagnostics[0].message})") from None
-    if not isinstance(record, dict):
-        raise damaged(path, "its header is not a mapping")
     metadata = record.pop(METADATA, None)
     if metadata is not None and not (
         isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     ):
         raise damaged(path, f"{METADATA} is not a mapping of texts")
+    if any(not name.isprintable() for name in record):
+        raise damaged(path, "the name of a tensor has unprintable characters")
     tensors = {name: _tensor(path, name, entry) for name, entry in record.items()}
     at = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
@@ -80,7 +94,7 @@ def read_header(path: Path) -> Shard:
         at = tensor.end
     if 8 + length + at != size:
         raise damaged(path, f"it has {size} bytes, and its header tells of {8 + length + at}")
-    return Shard(path, 8 + length, metadata, tensors)
+    return Shard(path, 8 + length, metadata, tensors, state)
 
 
 def _tensor(path: Path, name: str, entry: Any) -> Tensor:
@@ -89,7 +103,7 @@ def _tensor(path: Path, name: str, entry: Any) -> Tensor:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise damaged(path, f"`{name[:80]}` has the unknown dtype {str(dtype)[:20]}")
-    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or len(shape) > _MOST_DIMENSIONS:
         raise damaged(path, f"`{name[:80]}` has a shape or data_offsets that are not whole numbers")
     if (offsets[1] - offsets[0]) * 8 != math.prod(shape) * BITS[dtype]:
         raise damaged(path, f"`{name[:80]}`: {dtype} {shape} is not {offsets[1] - offsets[0]} bytes")
@@ -111,20 +125,22 @@ def header_bytes(metadata: dict[str, str] | None, tensors: dict[str, Tensor]) ->
     return len(text).to_bytes(8, "little") + text
 
 
-def copy_spans(path: Path, target: IO[bytes], spans: Iterable[tuple[int, int]]) -> None:
+def copy_spans(shard: Shard, target: IO[bytes], spans: Iterable[tuple[int, int]]) -> None:
     """Append spans (first byte, bytes) of the file to ``target``, a chunk at a time. Raises PlancError PLN505 where the file
-    ends before a span does."""
+    ends before a span does, or is not the one any more that the header was read from."""
     buffer = memoryview(bytearray(CHUNK))
-    with path.open("rb", buffering=0) as source:
+    with shard.path.open("rb", buffering=0) as source:
         for first, size in spans:
             source.seek(first)
             rest = size
             while rest:
                 got = source.readinto(buffer[: min(rest, CHUNK)])
                 if not got:
-                    raise damaged(path, f"it ends {rest} bytes before byte {first + size}")
+                    raise damaged(shard.path, f"it ends {rest} bytes before byte {first + size}")
                 target.write(buffer[:got])
                 rest -= got
+        if _state(source) != shard.state:
+            raise damaged(shard.path, "it was changed while it was copied")
 
 
 def damaged(path: Path, message: str) -> PlancError:

@@ -80,7 +80,7 @@ def too_large(plan: VerifiedPlan, title: str, what: str, count: int, most: int) 
 
 def text_of(template: str, **values: Any) -> bytes:
     """A template of ``templates/export/`` filled in."""
-    return _environment().get_template(template).render(**values).encode()
+    return _environment().get_template(template).render(**values).encode("utf-8", "surrogateescape")
 
 
 @cache

@@ -92,7 +92,7 @@ def export(
     before = _listed(Path(folder))
     files: dict[str, list[str]] = {name: [] for name in notes}
     listed = [f"{name}/{file}" for name in asked for file in before.get(name, {}).get("files", ())]
-    stale = [path for path in listed if (Path(folder) / path).is_file()]
+    stale = [path for path in listed if os.path.isfile(Path(folder) / path)]
 
     def made() -> Iterator[tuple[str, bytes]]:
         for name in notes:
@@ -130,7 +130,7 @@ def _record(job: Job, name: str, notes: list[str], files: list[str]) -> dict[str
 def _listed(folder: Path) -> dict[str, dict[str, Any]]:
     """What earlier exports wrote into the folder, by target; a list that planc did not write says nothing."""
     try:
-        record = json.loads((folder / LIST).read_bytes()) if (folder / LIST).is_file() else {}
+        record = json.loads((folder / LIST).read_bytes()) if os.path.isfile(folder / LIST) else {}
         if record.get("format") != FORMAT:
             return {}
         found = {name: record["targets"][name] for name in TARGETS if name in record["targets"]}
@@ -143,10 +143,10 @@ def _listed(folder: Path) -> dict[str, dict[str, Any]]:
 
 def asked_for(names: Sequence[str]) -> list[str]:
     """The targets of these names, `all` among them, in the order of the table. Raises PlancError PLN502."""
+    for name in set(names) - {ALL}:
+        target(name)
     if ALL in names:
         return list(TARGETS)
-    for name in names:
-        target(name)
     return [name for name in TARGETS if name in names]
 
 

@@ -24,7 +24,7 @@ from planc.spec.text import decode, parse_json, parse_yaml, read_bytes
 KEY = "physical_to_logical_map"
 PERMUTATION = "old_expert_of_new_index"  #: of planc's own permutation.json: vLLM puts index i in slot i
 EMPTY = -1
-_MOST_BYTES = 256_000_000
+_MOST_BYTES = 64_000_000
 _FEW = 5
 _ANOTHER = "is this the map of this model?"
 _FORMS = (
@@ -111,14 +111,18 @@ def open_map(path: str | Path) -> EngineMap:
         raise PlancError(
             [_none(name, "this is a pickle, and planc never opens pickles", "save the map with np.save or as JSON")]
         )
+    elif data.startswith(b"\x1f\x8b") or not data.strip():
+        what, hint = ("packed with gzip", "unpack it with gunzip first") if data.strip() else ("empty", _FORMS)
+        raise PlancError([_none(name, f"this file is {what}", hint)])
     elif Path(path).suffix.lower() in (".yaml", ".yml"):
         found = _of_values(parse_yaml(decode(data, name), name).value, name)
     else:
         found = _of_values(parse_json(decode(data, name), name), name)
-    if not found.rows or not all(_is_row(row) for row in found.rows):
-        raise PlancError(
-            [_none(name, f"this is not an expert map: {found.form} has a list of expert ids for every layer")]
-        )
+    odd = next((number for number, row in enumerate(found.rows) if not _is_row(row)), None)
+    if not found.rows or odd is not None:
+        where = "it has no rows" if odd is None else f"row {odd} is none"
+        message = f"this is not an expert map: {found.form} has a list of expert ids for every layer, and {where}"
+        raise PlancError([_none(name, message, "ids are whole numbers, -1 an empty slot")])
     widths = sorted({len(row) for row in found.rows})
     if len(widths) > 1:
         message = f"the rows of an expert map have one length; these have {widths[0]} and {widths[1]}"
@@ -157,13 +161,13 @@ def _of_arrays(data: bytes, name: str) -> EngineMap:
     try:
         if data.startswith(b"\x93NUMPY"):
             return EngineMap("an EPLB array", npy_array(data, KEY, name).tolist())
-        names, read = npz_members(data, name)
+        names, read = npz_members(data, name, _MOST_BYTES)
         key = next((key for key in (KEY, "phy2log") if key in names), "")
         if not key:
             raise PlancError([_none(name, f"no array of the file is named `{KEY}` or `phy2log`", _FORMS)])
         return EngineMap("an EPLB archive", read(key).tolist())
     except PlancError as error:
-        raise PlancError(replace(d, code="PLN024") for d in error.diagnostics) from None
+        raise PlancError(replace(d, code="PLN024", hint=_FORMS) for d in error.diagnostics) from None
 
 
 def _of_values(record: Any, name: str) -> EngineMap:

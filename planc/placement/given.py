@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planc.diagnostics import Diagnostic, PlancError
+from planc.diagnostics import Diagnostic, PlancError, Span
 from planc.placement.degrees import Placed, resolve
 from planc.placement.expert_map import map_for, open_map, spec_map
 from planc.placement.experts import check_rule, placement_of
@@ -44,9 +44,20 @@ def with_map(spec: Spec, path: str | Path) -> tuple[Spec, str, list[str]]:
     Raises PlancError PLN024, PLN025 (also for a map that leaves ``ep`` on `auto` open), and what spec and degrees are refused
     for.
     """
+    name = os.fspath(path)
+    if os.path.lexists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        message = f"{name} is no file, and a plan names the map that it was made of"
+        raise PlancError([Diagnostic("PLN024", message, span=Span(name, 1, 1), hint="save the map in a file first")])
+    if not name.isprintable():
+        message = "the name of the file has unprintable characters, and a plan names the map that it was made of"
+        raise PlancError([Diagnostic("PLN024", message, span=Span(ascii(name), 1, 1), hint="rename the file")])
     found, told = open_map(path), ["placement.policy: given"]
     place = spec.placement.model_copy(
-        update={"policy": "given", "map": os.path.relpath(path, spec.folder), "current": ""}
+        update={
+            "policy": "given",
+            "map": os.path.relpath(os.path.realpath(path), os.path.realpath(spec.folder)),
+            "current": "",
+        }
     )
     degrees, rule = spec.parallelism, spec.expert_rule
     if degrees.ep == "auto" and found.ranks:

@@ -127,8 +127,10 @@ def _open_npz(data: bytes, file: str) -> Opened:
     return _pick(names, read, file)
 
 
-def npz_members(data: bytes, file: str) -> tuple[list[str], Callable[[str], np.ndarray]]:
-    """(names of the arrays in a zip of npy files, what reads one of them). Raises PlancError PLN021."""
+def npz_members(data: bytes, file: str, limit: int | None = None) -> tuple[list[str], Callable[[str], np.ndarray]]:
+    """(names of the arrays in a zip of npy files, what reads one of them). Raises PlancError PLN021, also for arrays of over
+    ``limit`` bytes in all (default: `MAX_ARRAY_BYTES`)."""
+    limit = MAX_ARRAY_BYTES if limit is None else limit
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -137,8 +139,8 @@ def npz_members(data: bytes, file: str) -> tuple[list[str], Callable[[str], np.n
     if any(name.endswith("data.pkl") for name in members):
         raise PlancError([_torch_file(file)])
     size = sum(info.file_size for info in members.values())
-    if size > MAX_ARRAY_BYTES:
-        message = f"the arrays are {size / 1e9:,.1f} GB unpacked; planc reads {MAX_ARRAY_BYTES / 1e9:g} GB at most"
+    if size > limit:
+        message = f"the arrays are {size / 1e9:,.3g} GB unpacked; planc reads {limit / 1e9:g} GB at most"
         raise PlancError([fault("PLN021", file, message, "record fewer tokens or steps, or save smaller dtypes")])
 
     def read(key: str) -> np.ndarray:
@@ -312,6 +314,8 @@ def _check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], key: str, file: st
     """Refuse arrays of another dtype or number of dimensions than the key has, and empty ones."""
     dimensions, axes = _SHAPES[key]
     name = _name(key)
+    if not all(type(size) is int for size in shape):  # Python's True would be one
+        raise PlancError([_damaged(file, f"the header of `{name}`", ValueError("sizes are not whole numbers"))])
     if dtype.hasobject:
         message = f"`{name}` is a pickled array of Python objects, and planc never opens pickles"
         raise PlancError([fault("PLN021", file, message, _NPZ_HINT)])

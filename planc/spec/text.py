@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_SPEC_BYTES, span: 
     """The file's bytes. Raises PlancError PLN001 (unreadable) or PLN003 (over ``limit`` bytes)."""
     name = os.fspath(path)
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode) and not name.startswith(("/dev/", "/proc/")):
+            raise OSError(errno.EINVAL, "it is a named pipe, which may never be written to")
         with Path(path).open("rb") as handle:
             size = os.fstat(handle.fileno()).st_size
             large = size > limit

@@ -212,7 +212,23 @@ def _read_graph(record: GraphRecord, par: Parallelism, found: list[Diagnostic]) 
         )
     names = {b.name: i for i, b in enumerate(blocks)}
     edges = [edge for row in record.edges if (edge := _read_edge(row, names, blocks, found)) is not None]
+    if any(edge.source > edge.target for edge in edges) and _sorts(len(blocks), edges):
+        found.append(Diagnostic("PLN018", "blocks are not in an order in which they can run", "graph.blocks"))
     return PlanGraph(tuple(blocks), tuple(edges), record.world_size)
+
+
+def _sorts(count: int, edges: list[EdgeBlock]) -> bool:
+    """Whether blocks have an order at all; the verifier says what is wrong with those that have none."""
+    from graphlib import CycleError, TopologicalSorter
+
+    reads: dict[int, list[int]] = {number: [] for number in range(count)}
+    for edge in edges:
+        reads[edge.target].append(edge.source)
+    try:
+        TopologicalSorter(reads).prepare()
+    except CycleError:
+        return False
+    return True
 
 
 def _tensor(text: str, path: str, found: list[Diagnostic]) -> TensorType:

@@ -23,6 +23,10 @@ def test_the_command(run: Callable[..., Any], tmp_path: Path) -> None:
     assert "MODEL:?" in (tmp_path / "out" / "sglang" / "launch.sh").read_text()
     for options, word in (
         (("--to", "sglan", "-o", "x"), "did you mean `sglang`"),
+        (("--to", "SGLang", "-o", "x"), "did you mean `sglang`"),
+        (("--to", "all,bogus", "-o", "x"), "`bogus`"),
+        (("--to", ",", "-o", "x"), "--to is missing"),
+        (("--to", "sglang", "-o", ""), "-o is missing"),
         (("--to", "sglang"), "-o is missing"),
         (("-o", "x"), "--to is missing"),
         (("--to", "sglang", "-o", "x", "--option", "sglang.x=1"), "not an option"),

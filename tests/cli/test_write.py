@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -292,11 +293,31 @@ def test_builds_at_once_in_one_folder_leave_a_whole_plan(tmp_path: Path) -> None
 def test_what_a_killed_build_left_goes_with_the_next_and_a_running_one_s_stays(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    left, running = tmp_path / f".planc-{ended.pid}-x", tmp_path / f".planc-{os.getppid()}-x"
-    left.mkdir()
-    running.mkdir()
+    left, running = tmp_path / f".planc-{ended.pid}-abcd1234", tmp_path / f".planc-{os.getppid()}-abcd1234"
+    elsewhere, mine = tmp_path / f".planc-{ended.pid}-locked01", tmp_path / ".planc-notes-2024"
+    for folder in (left, running, elsewhere, mine):
+        folder.mkdir()
+    lock = os.open(elsewhere, os.O_RDONLY)  # of a process in another container, whose number says nothing here
+    fcntl.flock(lock, fcntl.LOCK_EX)
     assert cli.main(["build", "moe-4l-16gpu-baseline", "-o", str(tmp_path), "--figures", "none"]) == 0
-    assert not left.exists() and running.exists()
+    os.close(lock)
+    assert not left.exists() and running.exists() and elsewhere.exists() and mine.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_build_that_is_told_to_end_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    slow = (
+        "import sys, time, planc.files as f; from pathlib import Path; real = Path.write_bytes\n"
+        "Path.write_bytes = lambda self, data: (real(self, data), time.sleep(60))\n"
+        "from planc.cli import main; sys.exit(main())"
+    )
+    words = ["build", "moe-4l-16gpu-baseline", "-o", str(tmp_path), "--figures", "none"]
+    with subprocess.Popen([sys.executable, "-c", slow, *words], stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(tmp_path.glob(".planc-*/new/*")):
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + number and not list(tmp_path.iterdir())
 
 
 def test_a_file_that_people_edit_is_not_written_over(tmp_path: Path) -> None:

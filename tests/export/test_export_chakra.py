@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_specs import small_spec
@@ -241,3 +242,61 @@ def test_bytes_are_the_same_every_time(tmp_path: Path) -> None:
     plan = planc.compile(small_spec())
     first, second = (written(tmp_path / name, plan) for name in "ab")
     assert all(path.read_bytes() == (second / path.name).read_bytes() for path in first.iterdir())
+
+
+STRICT: dict[str, tuple[str, object]] = {
+    "members that are no numbers": ("comm_groups.json", {"1": [0.5, 1]}),
+    "members that are text": ("comm_groups.json", {"1": ["0", "1"]}),
+    "a group by another name": ("comm_groups.json", {"01": [0, 1]}),
+    "a list of groups": ("comm_groups.json", [[0, 1]]),
+    "nesting": ("comm_groups.json", "[" * 100_000),
+    "another trace of a rank": ("trace.00.et", b""),
+    "empty messages": ("trace.0.et", bytes(100)),
+}
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_files_that_only_look_right(tmp_path: Path, name: str) -> None:
+    folder = written(tmp_path, planc.compile(small_spec()))
+    file, content = STRICT[name]
+    data = (
+        content
+        if isinstance(content, bytes)
+        else (content if isinstance(content, str) else json.dumps(content)).encode()
+    )
+    (folder / file).write_bytes(data)
+    if file == "trace.00.et":  # is no trace, and so in nobody's way
+        assert len(read_traces(folder).ranks) == 8
+        return
+    with pytest.raises(planc.PlancError) as caught:
+        read_traces(folder)
+    assert [d.code for d in caught.value.diagnostics] == ["PLN508"]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"comm_size": (wire.INT64, 0)},
+        {"comm_size": (wire.STRING, "8")},
+        {"comm_type": (wire.INT64, 77)},
+        {"pg_name": (wire.STRING, "1_0")},
+        {"pg_name": (wire.STRING, "9")},
+    ],
+)
+def test_attributes_that_mean_nothing(tmp_path: Path, told: dict[str, tuple[int, Any]]) -> None:
+    folder = written(tmp_path, planc.compile(small_spec()))
+    plain = {"comm_type": (wire.INT64, 6), "comm_size": (wire.INT64, 8), "pg_name": (wire.STRING, "1")}
+    rest = b"".join(wire.attribute(key, kind, value) for key, (kind, value) in (plain | told).items())
+    for rank in range(8):
+        path = folder / f"trace.{rank}.et"
+        path.write_bytes(path.read_bytes() + wire.node(9999, wire.head("x", wire.COLL), (1,), (), rest))
+    with pytest.raises(planc.PlancError, match="PLN508"):
+        read_traces(folder)
+
+
+def test_traces_of_two_plans(tmp_path: Path) -> None:
+    folder = written(tmp_path / "a", planc.compile(small_spec()))
+    other = written(tmp_path / "b", planc.compile(small_spec(name="other")))
+    (folder / "trace.0.et").write_bytes((other / "trace.0.et").read_bytes())
+    with pytest.raises(planc.PlancError, match="of another plan"):
+        read_traces(folder)

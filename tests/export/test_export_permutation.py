@@ -471,9 +471,12 @@ def entry(first: int, end: int, **parts: Any) -> dict[str, Any]:
         (struct.pack("<Q", 1 << 62) + b"{}", "do not begin with the length"),
         (struct.pack("<Q", 40) + b"{}", "do not begin with the length"),
         (header(b"{nonsense"), "cannot be read"),
-        (header(b"\xff\xfe{}"), "cannot be read"),
+        (header(b"{\xff\xfe}"), "cannot be read"),
+        (header(b" {}"), "begin with `{`"),
+        (header({"a\n": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}), "unprintable"),
+        (header({"a": {"dtype": "U8", "shape": [1] * 17, "data_offsets": [0, 1]}}) + b"x", "not whole numbers"),
         (header(b'{"a": 1, "a": 2}'), "cannot be read"),
-        (header([1]), "not a mapping"),
+        (header([1]), "begin with `{`"),
         (header({"__metadata__": {"format": 1}}), "not a mapping of texts"),
         (header({"a": {"dtype": "U8"}}), "has no dtype, shape and data_offsets"),
         (header({"a": entry(0, 4, dtype="F128")}, bytes(4)), "unknown dtype F128"),
@@ -500,12 +503,86 @@ def test_a_file_that_gets_shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = recipe(tmp_path / "p.json", shuffled(STYLES["deepseek"]), 4)
     real = module.copy_spans
 
-    def later(file: Path, *rest: Any) -> None:
-        os.truncate(file, file.stat().st_size - 10)
-        real(file, *rest)
+    def later(shard: Any, *rest: Any) -> None:
+        os.truncate(shard.path, shard.path.stat().st_size - 10)
+        real(shard, *rest)
 
     monkeypatch.setattr(module, "copy_spans", later)
     refused(tmp_path, "PLN505", "it ends 10 bytes before", path, source)
+
+
+def test_one_tensor_in_two_files(tmp_path: Path) -> None:
+    """Whichever the index names: the other file would be written with the wrong bytes."""
+    tensors = made(STYLES["deepseek"])
+    for number in (0, 1):
+        source = store(tmp_path / f"old{number}", tensors, files=2)
+        first, second = sorted(source.glob("*.safetensors"))
+        index = json.loads((source / "model.safetensors.index.json").read_text())["weight_map"]
+        name = next(name for name, file in index.items() if file == (first, second)[number].name)
+        other = (second, first)[number]
+        kept = {n: tensors[n] for n, file in index.items() if file == other.name}
+        save(other, kept | {name: tensors[name]}, {"format": "pt"})
+        refused(tmp_path, "PLN504", "and in", source=source)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.layers.1.e_score_correction_bias", "may be of the router"),
+        ("model.layers.1.router.weight", "may be of the router"),
+        ("other.layers.1.mlp.experts.0.w", "has experts too"),
+    ],
+)
+def test_what_may_belong_to_the_experts_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    tensors = made(STYLES["deepseek"])
+    store(tmp_path / "old", tensors | {name: numbers(7, "F32", EXPERTS)})
+    refused(tmp_path, "PLN504", words)
+
+
+@pytest.mark.parametrize(
+    "config", [{"num_hidden_layers": 1}, {"n_routed_experts": 7}, {"llm_config": {"num_experts": 7}}]
+)
+def test_a_config_of_another_model(tmp_path: Path, config: dict[str, Any]) -> None:
+    source = store(tmp_path / "old", made(STYLES["deepseek"]))
+    (source / "config.json").write_text(json.dumps(config))
+    refused(tmp_path, "PLN507", "the permutation is for")
+
+
+def test_what_is_not_copied_is_told(tmp_path: Path) -> None:
+    source = store(tmp_path / "old", made(STYLES["deepseek"]))
+    (source / "gone.json").symlink_to(tmp_path / "nowhere")
+    (source / ".cache").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (source / "linked").symlink_to(tmp_path / "elsewhere")
+    path = recipe(tmp_path / "p.json", shuffled(STYLES["deepseek"]), 4)
+    _, left_out = apply_permutation(path, source, tmp_path / "new")
+    assert sorted(left_out) == [".cache/", "gone.json", "linked/", "pytorch_model.bin"]
+
+
+@pytest.mark.parametrize("where", ["link", "long"])
+def test_folders_that_cannot_be(tmp_path: Path, where: str) -> None:
+    source = store(tmp_path / "old", made(STYLES["deepseek"]))
+    if where == "link":
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "new").symlink_to(tmp_path / "empty")
+        refused(tmp_path, "PLN017", "is a link", source=source)
+    else:
+        refused(tmp_path, "PLN001", "cannot read", source=tmp_path / ("a" * 5000))
+
+
+def test_a_file_that_is_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same size, so that only its header would be another one's."""
+    source = store(tmp_path / "old", made(STYLES["deepseek"]))
+    path = recipe(tmp_path / "p.json", shuffled(STYLES["deepseek"]), 4)
+    real = module.copy_spans
+
+    def later(shard: Any, *rest: Any) -> None:
+        (tmp_path / "other").write_bytes(shard.path.read_bytes())
+        os.replace(tmp_path / "other", shard.path)
+        real(shard, *rest)
+
+    monkeypatch.setattr(module, "copy_spans", later)
+    refused(tmp_path, "PLN505", "it was changed", path, source)
 
 
 @pytest.mark.parametrize(
@@ -563,10 +640,11 @@ def test_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_left_overs_of_killed_runs_go(tmp_path: Path) -> None:
     source = store(tmp_path / "old", made(STYLES["deepseek"]))
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    dead = tmp_path / f".planc-{int(ended.stdout)}-x"
+    dead, another = tmp_path / f".planc-{int(ended.stdout)}-abcd1234", tmp_path / ".planc-notes-2024"
     dead.mkdir()
+    another.mkdir()
     apply_permutation(recipe(tmp_path / "p.json", shuffled(STYLES["deepseek"]), 4), source, tmp_path / "new")
-    assert not dead.exists()
+    assert not dead.exists() and another.exists()
 
 
 def test_interrupted(tmp_path: Path) -> None:
@@ -604,6 +682,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (words, "-o is missing"),
         (["export", "--checkpoint", str(source), "-o", "x"], "--apply-permutation is missing"),
         ([*words, "-o", "x", "--to", "vllm"], "without a plan"),
+        ([*words, "-o", "x", "--option", "a=b"], "without a plan"),
         ([*words[:1], "mixtral-8x7b", *words[1:], "-o", "x"], "without a plan"),
     ):
         assert cli.main(wrong) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from collections.abc import Callable
@@ -110,6 +111,20 @@ def device(**changes: Any) -> Callable[[Path], Path]:
     return text("m.json", record)
 
 
+def packed_zeros() -> bytes:
+    """70 kB that unpack to 70 MB."""
+    held = io.BytesIO()
+    np.savez_compressed(held, phy2log=np.zeros((1, 70_000_000), dtype=np.int8))
+    return held.getvalue()
+
+
+def npy_of_true() -> bytes:
+    """An array whose shape is (True, 16), as Python would take it."""
+    held = io.BytesIO()
+    np.save(held, np.zeros((1, 16), dtype=np.int32))
+    return held.getvalue().replace(b"(1, 16), }   ", b"(True, 16), }")
+
+
 NOT_A_MAP = {
     "a number": text("m.json", "3"),
     "a word": text("m.json", '"map"'),
@@ -137,6 +152,10 @@ NOT_A_MAP = {
     "an npy of fractions": arrays("m.npy", map=np.array([[0.5]])),
     "an npy of one dimension": arrays("m.npy", map=np.array(ROWS[0])),
     "an npz without the key": arrays("m.npz", map=np.array(ROWS)),
+    "an npz that unpacks to too much": raw("m.npz", packed_zeros()),
+    "an npy of True columns": raw("m.npy", npy_of_true()),
+    "gzip": raw("m.json", b"\x1f\x8b\x08"),
+    "an empty file": raw("m.json", b" "),
     "a damaged npz": raw("m.npz", b"PK\x03\x04 and so on"),
     "a damaged npy": raw("m.npy", b"\x93NUMPY and so on"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,28 @@ def test_faults_of_the_spec_come_first(tmp_path: Path) -> None:
 def test_traffic_beside_a_map_is_checked_too(tmp_path: Path) -> None:
     spec = spec_with(written(ONE_EACH, tmp_path), traffic={"file": str(tmp_path / "gone.npz")})
     assert [d.code for d in pipeline.file_faults(spec, pipeline.place(spec))] == ["PLN001"]
+
+
+def test_a_spec_behind_a_link_finds_its_map(tmp_path: Path) -> None:
+    """`..` of a linked folder is that of the folder itself: another file of the name lies there."""
+    (tmp_path / "store" / "proj").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "proj").symlink_to(tmp_path / "store" / "proj")
+    path = written(ONE_EACH, tmp_path / "work")
+    (tmp_path / "store" / "map.json").write_text(json.dumps([list(range(8))] * 2))
+    spec = small_spec(parallelism=FLAT)
+    text = json.loads(spec.model_dump_json())
+    text["parallelism"] = FLAT
+    spec = planc.parse_spec(json.dumps(text), folder=tmp_path / "work" / "proj")
+    plan = planc.compile(with_map(spec, path)[0])
+    assert plan.placement.experts_of_rank(0) == {0: [7], 1: [3]}
+
+
+def test_pipes_and_odd_names_are_no_maps(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "a\nb.json"):
+        with pytest.raises(planc.PlancError) as error:
+            with_map(small_spec(parallelism=FLAT), path)
+        assert [d.code for d in error.value.diagnostics] == ["PLN024"] and error.value.diagnostics[0].hint
+    with pytest.raises(planc.PlancError, match="named pipe"):
+        planc.compile(spec_with(tmp_path / "pipe"))
