@@ -43,6 +43,12 @@ def import_map(options: argparse.Namespace) -> int:
     from planc.placement.given import with_map
 
     figures = _figures(options.figures)
+    taken = next((text for text in options.set if text.startswith(("placement.policy", "placement.map"))), None)
+    if taken is not None:
+        message = f"`{taken[:60]}`: the map of the command line is the placement"
+        raise PlancError(
+            [Diagnostic("PLN111", message, "--set", Span("--set", 1, 1), "leave it out, or use planc build")]
+        )
     spec, form, changed = with_map(_load_spec(options), options.map)
     plan = pipeline.compile(spec)
     say(f"{options.map}: {form}; set {', '.join(changed)}")

@@ -50,6 +50,8 @@ def test_maps_that_cannot_be_read_write_nothing(run: Callable[..., Any], tmp_pat
         found = run("import-map", name, SPEC, "-o", "plan")
         assert (found.status, found.out) == (1, "") and f"error[{code}]" in found.err, found.err
         assert not Path("plan").exists()
+    found = run("import-map", "words.json", SPEC, "-o", "plan", "--set", "placement.policy=linear")
+    assert found.status == 1 and "error[PLN111]" in found.err
     np.save("half.npy", np.tile(np.arange(128), (94, 1)))
     found = run("import-map", "half.npy", "qwen3-235b-a22b", "-o", "plan")  # whose degrees are on auto
     assert found.status == 1 and "does not say how many GPUs" in found.err and "set parallelism.ep" in found.err
