@@ -208,9 +208,8 @@ def load_any(name: str, overrides: Sequence[str] = ()) -> VerifiedPlan:
     from planc.spec import load_spec, shipped_folder
     from planc.verify import load_plan
 
-    shipped = (shipped_folder("specs") / f"{name}.yaml").is_file() and not os.path.exists(
-        os.path.join(name, "plan.json")
-    )
+    example = os.path.isfile(shipped_folder("specs") / f"{name}.yaml")
+    shipped = example and not os.path.exists(os.path.join(name, "plan.json"))
     if (os.path.isdir(name) and not shipped) or name.endswith(".json"):
         if overrides:
             message = "a written plan is as it is: --set changes keys of a spec"

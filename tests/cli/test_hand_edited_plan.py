@@ -221,6 +221,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "pairs of three": (lambda t: edge(t, "attn_core.o").update(pattern="pairs", pairs=[[0, 0, 0]]), "PLN018"),
     "a block lost": (lambda t: t["graph"]["blocks"].remove(block(t, "gate")), "PLN018"),
     "a block twice": (lambda t: t["graph"]["blocks"].append(block(t, "gate")), "PLN317"),
+    "blocks in another order": (lambda t: t["graph"]["blocks"].insert(0, t["graph"]["blocks"].pop(1)), "PLN018"),
     "a block of another kind": (lambda t: put(block(t, "gate"), "kind", "sample"), "PLN314"),
     "a block of no kind": (lambda t: put(block(t, "gate"), "kind", "gates"), "PLN314"),
     "a block elsewhere": (lambda t: put(block(t, "attn_core"), "ranks", "0-14,16"), "PLN308"),
