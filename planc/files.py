@@ -70,33 +70,30 @@ def _ended_in_order() -> Iterator[None]:
         return
 
     def leave(number: int, _: object) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)  # a second one would break off the cleaning up
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    told = (signal.SIGTERM, signal.SIGHUP)
+    before = [
+        number for number in told if signal.getsignal(number) is signal.SIG_DFL
+    ]  # what others handle stays theirs
+    for number in before:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def sweep(target: Path) -> None:
     """Remove what builds that were killed left in the folder; those of builds still running, here or in another container, are
     not touched, nor what only has a similar name."""
     for left_over in target.glob(".planc-*-*"):
-        name = re.fullmatch(r"\.planc-([1-9]\d*)-[a-z0-9_]{8}", left_over.name)
-        if name is not None and not _alive(int(name[1])) and not _locked(left_over):
+        name = re.fullmatch(r"\.planc-[1-9]\d*-[a-z0-9_]{8}", left_over.name)
+        if name is not None and not _locked(left_over):
             shutil.rmtree(left_over, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _locked(folder: Path) -> bool:

@@ -174,6 +174,7 @@ LLM_CONFIG = mapping(
         all2all_backend={"type": "string", "enum": ["deepep_high_throughput", "deepep_low_latency"]},
         expert_placement_strategy={"type": "string", "enum": ["linear", "round_robin"]},
         max_num_seqs=SIZE,
+        max_num_batched_tokens=SIZE,
         kv_cache_dtype={"type": "string", "enum": ["auto", "fp8"]},
         enable_dbo=FLAG,
         ubatch_size=SIZE,

@@ -43,7 +43,7 @@ def import_map(options: argparse.Namespace) -> int:
     from planc.placement.given import with_map
 
     figures = _figures(options.figures)
-    taken = next((text for text in options.set if text.startswith(("placement.policy", "placement.map"))), None)
+    taken = next((text for text in options.set if re.match(r"\s*placement(\.(policy|map|current))?\s*=", text)), None)
     if taken is not None:
         message = f"`{taken[:60]}`: the map of the command line is the placement"
         raise PlancError(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from planc.diagnostics import Diagnostic, PlancError
 from planc.export.chakra_file import COLL, COMM_NAMES, COMP, NODE_NAMES, RECV, SEND, Node, Value, parse
-from planc.spec.text import parse_json
+from planc.spec.text import decode, parse_json, read_bytes
 
 _NUMBER = re.compile("0|[1-9][0-9]{0,8}")
 _TRACE = re.compile(r"trace\.(0|[1-9][0-9]{0,8})\.et")
@@ -43,8 +43,12 @@ def read_traces(folder: str | os.PathLike[str]) -> Traces:
     """Read `trace.<rank>.et` and `comm_groups.json` of a folder. Raises PlancError PLN508 with the first fault."""
     base = Path(folder)
     try:
-        record = parse_json((base / "comm_groups.json").read_text(), "comm_groups.json")
-        found = {int(name[1]): base / name[0] for path in base.iterdir() if (name := _TRACE.fullmatch(path.name))}
+        record = parse_json(decode(read_bytes(base / "comm_groups.json"), "comm_groups.json"), "comm_groups.json")
+        found = {
+            int(name[1]): base / name[0]
+            for path in base.iterdir()
+            if (name := _TRACE.fullmatch(path.name)) and path.is_file()
+        }
     except (OSError, ValueError) as error:
         raise _fault(f"{base}: {error}") from None
     except PlancError as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from planc.diagnostics import Diagnostic
 from planc.export import manifests, vllm
 from planc.export.nodes import instances
+from planc.export.slots import one_stage
 from planc.export.target import Job, Target, refusal, text_of
 
 #: vLLM's flags that KServe makes of `spec.parallelism`
@@ -21,7 +22,7 @@ def faults(job: Job) -> Iterator[Diagnostic]:
     yield from found
     if par.pp > 1 and not any(fault.path == "parallelism.pp" for fault in found):
         message = "workers are either data parallel or pipeline stages, and stages start without expert parallelism"
-        yield refusal(title, message, f"set parallelism.pp: 1 and ep: {par.ep * par.pp}", "parallelism.pp")
+        yield refusal(title, message, one_stage(plan), "parallelism.pp")
     if not found and instances(plan)[0].gpus % par.tp:
         gpus = instances(plan)[0].gpus
         message = f"a TP group of {par.tp} GPUs spans nodes, on each of which an instance has {gpus}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +17,8 @@ from planc.verify import VerifiedPlan
 
 MAP = "expert_location.json"
 _KNOWN = "get_model_config_for_expert_location"
-_DEEPEP_TOKENS = 128  #: of a rank that low-latency dispatch has room for by default
+_DEEPEP_TOKENS, _MORI_TOKENS = 128, 4096  #: of a rank that low-latency dispatch has room for by default
+_MOST_TOKENS = 1024  #: that DeepEP's low-latency dispatch can have room for
 
 
 def faults(job: Job) -> Iterator[Diagnostic]:
@@ -35,6 +37,25 @@ def faults(job: Job) -> Iterator[Diagnostic]:
             "parallelism.pp",
         )
 
+    asked, tokens = plan.spec.execution.all_to_all, _decoded(plan)
+    if not of_amd(plan) and tokens > _MOST_TOKENS and asked != "normal":
+        message = (
+            f"low-latency dispatch takes {_MOST_TOKENS:,} tokens of a GPU at most, and the plan decodes {tokens:,}"
+        )
+        yield refusal(
+            TARGET.title, message, "set execution.all_to_all: normal, or lower the batch", "execution.all_to_all"
+        )
+    if plan.spec.workload.phase == "prefill" and asked == "low_latency":
+        message = "low-latency dispatch has no room for prompts"
+        yield refusal(TARGET.title, message, "set execution.all_to_all: auto", "execution.all_to_all")
+
+
+def _decoded(plan: VerifiedPlan) -> int:
+    """Tokens of a decode step on one GPU, over all micro-batches."""
+    if plan.spec.workload.phase != "decode":
+        return 0
+    return -(-step_tokens(plan.spec, plan.parallelism).sequences // plan.parallelism.tp)
+
 
 def notes(job: Job) -> Iterator[str]:
     """What SGLang does in its own way."""
@@ -44,6 +65,8 @@ def notes(job: Job) -> Iterator[str]:
     yield from gating_notes(plan)
     if 1 < par.tp < par.ep and model.dense_layer_ids:
         yield f"dense layers are whole on every GPU, as it splits them over all {par.ep} or none; the plan over {par.tp}"
+    if _before_hopper(plan):
+        yield "DeepGEMM, which it runs experts with behind DeepEP, needs GPUs of Hopper or later"
     if has_copies(plan):
         yield "of an expert's copies a GPU uses its own first, then one on its node"
     if model.dtype_of("dispatch") != "fp8" and model.dtype_of("expert_weights") == "fp8":
@@ -59,8 +82,11 @@ def variables(plan: VerifiedPlan) -> dict[str, str]:
     par, found = plan.parallelism, {}
     if par.pp > 1:
         found["SGLANG_PP_LAYER_PARTITION"] = ",".join(map(str, par.stage_sizes))
-    tokens = -(-step_tokens(plan.spec, par).sequences // par.tp)
-    if plan.spec.workload.phase == "decode" and tokens > _DEEPEP_TOKENS:
+    tokens = _decoded(plan)
+    if of_amd(plan):
+        if tokens > _MORI_TOKENS:
+            found["SGLANG_MORI_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] = str(tokens)
+    elif _DEEPEP_TOKENS < tokens <= _MOST_TOKENS:
         found["SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] = str(tokens)
     return found
 
@@ -88,11 +114,14 @@ def arguments(plan: VerifiedPlan) -> list[tuple[str, str]]:
         found.append(("--moe-a2a-backend", "mori"))
     else:
         found += [("--moe-a2a-backend", "deepep"), ("--deepep-mode", plan.spec.execution.all_to_all)]
-        if plan.spec.model.dtype_of("expert_weights") != "fp8":
+        if _deep_gemm(plan):
             found.append(("--moe-runner-backend", "deep_gemm"))  # the only one with DeepEP for such weights
     if plan.spec.model.dtype_of("kv_cache") == "fp8":
         found.append(("--kv-cache-dtype", "fp8_e4m3"))
-    if plan.spec.workload.phase == "decode":
+    if plan.spec.workload.phase == "prefill":
+        chunk = step_tokens(plan.spec, par).group * plan.spec.workload.micro_batches
+        found.append(("--chunked-prefill-size", str(chunk * par.attention_dp)))  # it divides it likewise
+    else:
         most = step_tokens(plan.spec, par).sequences * par.attention_dp
         found.append(("--max-running-requests", str(most)))  # it divides them over the TP groups
     if slots > moe.experts:
@@ -102,6 +131,15 @@ def arguments(plan: VerifiedPlan) -> list[tuple[str, str]]:
         found.append(("--enable-two-batch-overlap", ""))
     found.append(("--init-expert-location", MAP))
     return found
+
+
+def _deep_gemm(plan: VerifiedPlan) -> bool:
+    """Whether expert weights need DeepGEMM, the only kernels with DeepEP for those that are not fp8, on GPUs that have it."""
+    return plan.spec.model.dtype_of("expert_weights") != "fp8" and not _before_hopper(plan)
+
+
+def _before_hopper(plan: VerifiedPlan) -> bool:
+    return any(re.match(r"(a|l|v|t)\d", group.gpu.name, re.IGNORECASE) for group in plan.spec.cluster.groups)
 
 
 def expert_map(plan: VerifiedPlan) -> bytes:

@@ -76,3 +76,11 @@ def gating_notes(plan: VerifiedPlan) -> Iterator[str]:
 def has_copies(plan: VerifiedPlan) -> bool:
     """Whether an expert has further copies."""
     return any((part.copies > 1).any() for part in plan.placement.layers.values())
+
+
+def one_stage(plan: VerifiedPlan) -> str:
+    """The change that leaves one pipeline stage, with GPUs and batch of a replica as they are."""
+    par, moe = plan.parallelism, plan.spec.model.moe
+    ep = par.ep * par.pp
+    fill = " and expert_rule.spares: replicate" if moe is not None and moe.experts % (ep // par.expert_tp) else ""
+    return f"set parallelism.pp: 1 and ep: {ep}{fill}"

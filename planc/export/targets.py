@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -105,6 +106,9 @@ def export(
         yield LIST, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode()
 
     paths = write_whole(folder, made(), stale)
+    for name in refused:
+        with suppress(OSError):
+            (Path(folder) / name).rmdir()  # what an earlier export leaves when it had no other files there
     return Exported(paths[:-1], notes, refused)
 
 
@@ -136,6 +140,7 @@ def _listed(folder: Path) -> dict[str, dict[str, Any]]:
         found = {name: record["targets"][name] for name in TARGETS if name in record["targets"]}
         names = [file for one in found.values() for file in one["files"]]
         plain = all(PurePosixPath(file).name and not {"..", "/"} & {*PurePosixPath(file).parts} for file in names)
+        json.dumps(found, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return {}
     return found if plain else {}

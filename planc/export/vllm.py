@@ -14,7 +14,7 @@ import numpy as np
 from planc.diagnostics import Diagnostic
 from planc.export.nodes import Instance, instances, node_faults, of_amd
 from planc.export.permutation import Permutation, Seats, permutation_json, relabelled
-from planc.export.slots import gating_notes, slot_faults, slot_tables
+from planc.export.slots import gating_notes, one_stage, slot_faults, slot_tables
 from planc.export.target import Job, Target, refusal, text_of
 from planc.placement import step_tokens
 from planc.verify import VerifiedPlan
@@ -89,7 +89,7 @@ def faults(job: Job) -> Iterator[Diagnostic]:
             f"an engine, the {par.pp * par.tp} GPUs of a TP group's {par.pp} stages, has GPUs of one node or whole nodes, "
             f"and the plan has stages of {par.ep} GPUs"
         )
-        yield refusal(title, message, f"set parallelism.pp: 1 and ep: {par.ep * par.pp}", "parallelism.pp")
+        yield refusal(title, message, one_stage(plan), "parallelism.pp")
     hidden = plan.spec.model.hidden
     if par.attention_dp > 1 and _backend(plan) == "deepep_low_latency" and hidden > _FAST_HIDDEN[-1]:
         message = f"its low-latency dispatch takes hidden sizes up to {_FAST_HIDDEN[-1]}, and the model has {hidden}"
@@ -105,13 +105,18 @@ def _placement_faults(job: Job) -> Iterator[Diagnostic]:
     stuck = next((layer for layer, old in found.items() if old is None), None)
     if par.pp > 1 and (copies or (how == "pr-49572" and moved is not None)):
         message = "its balancer, which holds further copies and other maps, expects every MoE layer on each rank, not a stage's"
-        yield refusal(title, message, f"set parallelism.pp: 1 and ep: {par.ep * par.pp}", "parallelism.pp")
+        yield refusal(title, message, one_stage(plan), "parallelism.pp")
     if _redundant(plan) > _MOST_COPIES:
         message = (
             f"its balancer holds {_MOST_COPIES} further copies of a layer at most, and the plan has {_redundant(plan)}"
         )
-        change = f"set expert_rule.slots_per_gpu: {(moe.experts + _MOST_COPIES) // par.holders}"
-        yield refusal(title, message, change, "expert_rule.slots_per_gpu")
+        slots = (moe.experts + _MOST_COPIES) // par.holders
+        change = (
+            f"set expert_rule.slots_per_gpu: {slots}"
+            if slots
+            else f"set parallelism.ep to {moe.experts + _MOST_COPIES} at most"
+        )
+        yield refusal(title, message, change, "expert_rule.slots_per_gpu" if slots else "parallelism.ep")
     if how == "none" and moved is not None:
         message = f"slot p holds expert p % {moe.experts}, and layer {moved} of the plan has others there"
         way = "pr-49572" if stuck is not None else "permutation"
@@ -148,6 +153,12 @@ def _limited(plan: VerifiedPlan) -> bool:
     """Whether the gate chooses groups before experts."""
     moe = plan.spec.model.moe
     return moe is not None and moe.top_groups < moe.groups
+
+
+def _splits(plan: VerifiedPlan) -> bool:
+    """Whether the engine overlaps the plan's micro-batches."""
+    par = plan.parallelism
+    return plan.spec.workload.micro_batches > 1 and par.attention_dp > 1 and par.pp == 1 and not of_amd(plan)
 
 
 def _redundant(plan: VerifiedPlan) -> int:
@@ -193,8 +204,9 @@ def notes(job: Job) -> Iterator[str]:
     if par.attention_dp > 1 and _backend(plan) == "deepep_low_latency" and plan.spec.model.hidden not in _FAST_HIDDEN:
         wide = next((size for size in _FAST_HIDDEN if size >= plan.spec.model.hidden), 0)
         yield f"its low-latency dispatch widens the hidden size {plan.spec.model.hidden} to {wide}"
-    if work.micro_batches > 1 and (par.pp > 1 or par.attention_dp == 1):
+    if work.micro_batches > 1 and not _splits(plan):
         why = "pipeline stages take whole batches in turn" if par.pp > 1 else "micro-batches need data parallelism"
+        why = "it overlaps them on DeepEP only" if of_amd(plan) else why
         yield f"the {work.micro_batches} micro-batches of the plan are not asked for: {why}"
 
 
@@ -215,9 +227,11 @@ def arguments(job: Job) -> list[tuple[str, str]]:
         found += [("--data-parallel-size", str(par.attention_dp)), ("--all2all-backend", _backend(plan))]
     if plan.spec.model.dtype_of("kv_cache") == "fp8":
         found.append(("--kv-cache-dtype", "fp8"))
-    if plan.spec.workload.phase == "decode":
+    if plan.spec.workload.phase == "prefill":
+        found.append(("--max-num-batched-tokens", str(step_tokens(plan.spec, par).group * parts)))  # of an engine
+    else:
         found.append(("--max-num-seqs", str(step_tokens(plan.spec, par).sequences)))  # of an engine, a TP group
-    if parts > 1 and par.attention_dp > 1 and par.pp == 1:
+    if _splits(plan):
         found.append(("--enable-dbo", "") if parts == 2 else ("--ubatch-size", str(parts)))
         found += [(f"--dbo-{phase}-token-threshold", str(parts)) for phase in ("decode", "prefill")]
     if _redundant(plan) > 0 or _extra_file(job) == MAP:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from planc.diagnostics import Diagnostic
 from planc.export.nodes import instances, node_faults
-from planc.export.slots import gating_notes, has_copies, slot_faults, slot_tables
+from planc.export.slots import gating_notes, has_copies, one_stage, slot_faults, slot_tables
 from planc.export.target import Job, Target, refusal, text_of
 from planc.placement import step_tokens
 from planc.verify import VerifiedPlan
@@ -24,7 +24,7 @@ def faults(job: Job) -> Iterator[Diagnostic]:
     yield from on_nodes
     if par.pp > 1:
         message = "every pipeline stage counts its MoE layers from 0, and would read the map of the first stage"
-        yield refusal(title, message, f"set parallelism.pp: 1 and ep: {par.ep * par.pp}", "parallelism.pp")
+        yield refusal(title, message, one_stage(plan), "parallelism.pp")
         return
     here = next((one.gpus for one in instances(plan) if one.gpus % par.tp), 0) if not on_nodes else 0
     if here:
@@ -46,6 +46,14 @@ def notes(job: Job) -> Iterator[str]:
         yield "of an expert's copies a rank uses one, by its number"
     if plan.spec.workload.micro_batches > 1:
         yield f"the {plan.spec.workload.micro_batches} micro-batches of the plan are not asked for"
+
+
+def _limit(plan: VerifiedPlan) -> str:
+    """What a data-parallel rank takes at a time, as the plan has memory for."""
+    tokens = step_tokens(plan.spec, plan.parallelism)
+    if plan.spec.workload.phase == "decode":
+        return f"--max-num-seqs {tokens.sequences}"
+    return f"--max-num-batched-tokens {tokens.group * plan.spec.workload.micro_batches}"
 
 
 def map_text(plan: VerifiedPlan) -> str:
@@ -71,7 +79,7 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
             map=MAP,
             tp=par.tp,
             data_parallel=par.attention_dp,
-            sequences=step_tokens(plan.spec, par).sequences if plan.spec.workload.phase == "decode" else 0,
+            limit=_limit(plan),
             instances=instances(plan),
             notes=list(notes(job)),
         ),

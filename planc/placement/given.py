@@ -61,10 +61,14 @@ def with_map(spec: Spec, path: str | Path) -> tuple[Spec, str, list[str]]:
     )
     degrees, rule = spec.parallelism, spec.expert_rule
     if degrees.ep == "auto" and found.ranks:
-        degrees = degrees.model_copy(update={"ep": found.ranks, "expert_tp": 1})
-        told.append(f"parallelism.ep: {found.ranks}")
+        whole = {"expert_tp": 1} if degrees.expert_tp == "auto" else {}  # devices hold experts, not parts of them
+        degrees = degrees.model_copy(update={"ep": found.ranks, **whole})
+        told += [f"parallelism.ep: {found.ranks}", *(f"parallelism.{key}: {value}" for key, value in whole.items())]
     spec = spec.model_copy(update={"placement": place, "parallelism": degrees})
     faults = check_spec(spec)
+    if len(place.map) > 1000:
+        message = f"the way from the spec to the map has {len(place.map):,} characters, and a plan names the map it was made of"
+        faults.append(Diagnostic("PLN024", message, span=Span(name[:200], 1, 1), hint="move the two closer together"))
     if degrees.ep == "auto" and spec.model.moe is not None:
         message = f"{os.fspath(path)} does not say how many GPUs its slots are on, and parallelism.ep is on auto"
         faults.append(

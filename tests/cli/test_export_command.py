@@ -56,12 +56,12 @@ def test_only_what_an_export_wrote_is_removed(run: Callable[..., Any], tmp_path:
     assert listed(out)["sglang"]["plan"] == "moe-61l-ep64-dp2" and listed(out)["chakra"]["plan"] == "moe-4l-64gpu"
     assert "flat switch" in " ".join(listed(out)["chakra"]["notes"])
     assert run("export", "moe-4l-64gpu", "--to", "all", "-o", out).status == 0
-    assert "sglang" not in listed(out) and not (out / "sglang" / "launch.sh").exists()  # which cannot express this plan
+    assert "sglang" not in listed(out) and not (out / "sglang").exists()  # which cannot express this plan
     assert (out / "chakra" / "my.txt").read_text() == (out / "notes.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
-    "files", [["../../mine"], ["/mine"], ["a/../../mine"], [""], ["."], [3], "mine", None, [["mine"]]]
+    "files", [["\udcff"], ["../../mine"], ["/mine"], ["a/../../mine"], [""], ["."], [3], "mine", None, [["mine"]]]
 )
 def test_a_list_that_planc_did_not_write_removes_nothing(
     run: Callable[..., Any], tmp_path: Path, files: object

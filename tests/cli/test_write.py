@@ -19,6 +19,7 @@ import pytest
 import planc
 from planc import cli, pipeline
 from planc.diagnostics import CODES, PlancError
+from planc.files import write_whole
 from planc.verify import VerifiedPlan, load_plan
 
 SPEC = """name: small
@@ -297,10 +298,12 @@ def test_what_a_killed_build_left_goes_with_the_next_and_a_running_one_s_stays(t
     elsewhere, mine = tmp_path / f".planc-{ended.pid}-locked01", tmp_path / ".planc-notes-2024"
     for folder in (left, running, elsewhere, mine):
         folder.mkdir()
-    lock = os.open(elsewhere, os.O_RDONLY)  # of a process in another container, whose number says nothing here
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    locks = [os.open(folder, os.O_RDONLY) for folder in (running, elsewhere)]  # whatever their numbers say here
+    for lock in locks:
+        fcntl.flock(lock, fcntl.LOCK_EX)
     assert cli.main(["build", "moe-4l-16gpu-baseline", "-o", str(tmp_path), "--figures", "none"]) == 0
-    os.close(lock)
+    for lock in locks:
+        os.close(lock)
     assert not left.exists() and running.exists() and elsewhere.exists() and mine.exists()
 
 
@@ -318,6 +321,29 @@ def test_a_build_that_is_told_to_end_leaves_nothing(tmp_path: Path, number: sign
         process.send_signal(number)
         process.communicate(timeout=60)
     assert process.returncode == 128 + number and not list(tmp_path.iterdir())
+
+
+def test_signals_that_others_handle_stay_theirs(tmp_path: Path) -> None:
+    """Under nohup a build goes on, and an application that uses the library is told itself."""
+    heard: list[int] = []
+    before = (
+        signal.signal(signal.SIGTERM, lambda number, _: heard.append(number)),
+        signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+
+    def made() -> Iterator[tuple[str, bytes]]:
+        yield "a", b"1"
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+        yield "b", b"2"
+
+    try:
+        write_whole(tmp_path, made(), ())
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGHUP, before[1])
+    assert heard == [signal.SIGTERM] and sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_a_file_that_people_edit_is_not_written_over(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -299,4 +300,13 @@ def test_traces_of_two_plans(tmp_path: Path) -> None:
     other = written(tmp_path / "b", planc.compile(small_spec(name="other")))
     (folder / "trace.0.et").write_bytes((other / "trace.0.et").read_bytes())
     with pytest.raises(planc.PlancError, match="of another plan"):
+        read_traces(folder)
+
+
+@pytest.mark.parametrize("file", ["comm_groups.json", "trace.0.et"])
+def test_pipes_are_no_traces(tmp_path: Path, file: str) -> None:
+    folder = written(tmp_path, planc.compile(small_spec()))
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises(planc.PlancError, match="PLN508"):
         read_traces(folder)

@@ -50,6 +50,7 @@ OPTIONS: dict[str, Any] = {
     ],
     "--kv-cache-dtype": ["auto", "fp8_e5m2", "fp8_e4m3", "bf16", "bfloat16", "mxfp8"],
     "--max-running-requests": int,
+    "--chunked-prefill-size": int,
 }
 NAMES = ["moe-61l-ep64-dp2", "deepseek-v3-ep256", "deepseek-v3-128gpu", "qwen3-235b-a22b"]
 
@@ -209,11 +210,38 @@ def test_what_the_plan_has_is_asked_for(tmp_path: Path) -> None:
     assert "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK" not in (tmp_path / "sglang" / "launch.sh").read_text()
 
 
+def test_more_than_dispatch_has_room_for_is_refused(tmp_path: Path) -> None:
+    degrees = {"dp": 1, "pp": 1, "ep": 8, "tp": 1}
+    for tokens, asked, refused in ((1024, "auto", False), (1025, "auto", True), (1025, "normal", False)):
+        work = {"batch": 8 * tokens, "isl": 2, "osl": 1}
+        plan = planc.compile(small_spec(parallelism=degrees, workload=work, execution={"all_to_all": asked}))
+        found = refusals(plan, ["sglang"])["sglang"]
+        assert [fault.path for fault in found] == ["execution.all_to_all"] * refused
+    prefill = {"phase": "prefill", "batch": 8, "isl": 32, "prefill_chunk": 16}
+    plan = planc.compile(small_spec(parallelism=degrees, workload=prefill))
+    write(plan, ["sglang"], tmp_path, model="m")
+    found = launched(tmp_path / "sglang", "0", "0", "h")
+    assert (found.chunked_prefill_size, found.max_running_requests) == (128, None)  # 16 on each of 8 GPUs
+    plan = planc.compile(small_spec(parallelism=degrees, workload=prefill, execution={"all_to_all": "low_latency"}))
+    [fault] = refusals(plan, ["sglang"])["sglang"]
+    assert "no room for prompts" in fault.message
+
+
+def test_scripts_know_their_folder_whatever_cd_looks_up(tmp_path: Path) -> None:
+    write(plan_of("deepseek-v3-128gpu"), ["sglang"], tmp_path, model="m")
+    done = start(tmp_path / "sglang" / "launch.sh", "python3", "0", "0", "h", CDPATH=".")
+    assert str(tmp_path / "sglang" / "expert_location.json") in done.words
+
+
 def test_amd_has_its_own_exchange(tmp_path: Path) -> None:
     plan = planc.compile(small_spec(parallelism={"dp": 1, "pp": 1, "ep": 8, "tp": 1}, gpu={"name": "mi300x"}))
     write(plan, ["sglang", "vllm", "lws", "kserve"], tmp_path, model="m", image="i")
     found = launched(tmp_path / "sglang", "0", "0", "h")
     assert (found.moe_a2a_backend, found.deepep_mode, found.moe_runner_backend) == ("mori", None, None)
+    before = planc.compile(small_spec(parallelism={"dp": 1, "pp": 1, "ep": 8, "tp": 1}, gpu={"name": "a100-sxm-80gb"}))
+    write(before, ["sglang"], tmp_path / "a100", model="m")
+    assert launched(tmp_path / "a100" / "sglang", "0", "0", "h").moe_runner_backend is None
+    assert "Hopper" in (tmp_path / "a100" / "sglang" / "launch.sh").read_text()
     assert "--all2all-backend mori_low_latency" in (tmp_path / "vllm" / "launch.sh").read_text()
     for path in ("lws/lws.yaml", "kserve/kserve.yaml"):
         text = (tmp_path / path).read_text()

@@ -52,6 +52,7 @@ OPTIONS: dict[str, Any] = {
     ],
     "--kv-cache-dtype": ["auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"],
     "--max-num-seqs": int,
+    "--max-num-batched-tokens": int,
     "--enable-dbo": None,
     "--ubatch-size": int,
     "--dbo-decode-token-threshold": int,

@@ -26,6 +26,7 @@ OPTIONS: dict[str, Any] = {
     "--additional-config": json.loads,
     "--port": int,
     "--max-num-seqs": int,
+    "--max-num-batched-tokens": int,
     "--headless": None,
     "--enable-expert-parallel": None,
 }

@@ -195,3 +195,25 @@ def test_pipes_and_odd_names_are_no_maps(tmp_path: Path) -> None:
         assert [d.code for d in error.value.diagnostics] == ["PLN024"] and error.value.diagnostics[0].hint
     with pytest.raises(planc.PlancError, match="named pipe"):
         planc.compile(spec_with(tmp_path / "pipe"))
+
+
+def test_a_map_of_devices_tells_what_it_decides(tmp_path: Path) -> None:
+    """A spec with the keys that are told is the same plan; a degree that is given stays, and contradicts the map."""
+    device = [{"device_id": d, "device_expert": [7 - d]} for d in range(8)]
+    layers = [{"layer_id": n, "device_count": 8, "device_list": device} for n in range(2)]
+    path = tmp_path / "expert_map.json"
+    path.write_text(json.dumps({"moe_layer_count": 2, "layer_list": layers}))
+    _, _, told = with_map(small_spec(parallelism={"dp": 1, "pp": 1, "ep": "auto", "tp": 1}), path)
+    assert told[1:] == ["parallelism.ep: 8", "parallelism.expert_tp: 1"]
+    with pytest.raises(planc.PlancError, match="for 8 ranks, and 4 hold experts"):
+        with_map(small_spec(parallelism={"dp": 1, "pp": 1, "ep": "auto", "tp": 1, "expert_tp": 2}), path)
+
+
+def test_a_map_far_away_is_refused(tmp_path: Path) -> None:
+    """Before a plan is written that cannot be read."""
+    far = tmp_path
+    for _ in range(20):
+        far = far / ("a" * 60)
+        far.mkdir()
+    with pytest.raises(planc.PlancError, match="PLN024"):
+        with_map(small_spec(parallelism=FLAT), written(ONE_EACH, far))
