@@ -9,16 +9,22 @@ import numpy as np
 
 from planc.diagnostics import Diagnostic
 from planc.export.nodes import instances, node_faults, of_amd
-from planc.export.slots import gating_notes, has_copies, slot_faults, slot_tables
+from planc.export.slots import (
+    gating_notes,
+    group_tokens,
+    has_copies,
+    is_low_latency,
+    low_latency_faults,
+    slot_faults,
+    slot_tables,
+)
 from planc.export.target import Job, Target, refusal, text_of
-from planc.placement import step_tokens
 from planc.placement.expert_map import map_json
 from planc.verify import VerifiedPlan
 
 MAP = "expert_location.json"
 _KNOWN = "get_model_config_for_expert_location"
 _DEEPEP_TOKENS, _MORI_TOKENS = 128, 4096  #: of a rank that low-latency dispatch has room for by default
-_MOST_TOKENS = 1024  #: that DeepEP's low-latency dispatch can have room for
 
 
 def faults(job: Job) -> Iterator[Diagnostic]:
@@ -37,24 +43,13 @@ def faults(job: Job) -> Iterator[Diagnostic]:
             "parallelism.pp",
         )
 
-    asked, tokens = plan.spec.execution.all_to_all, _decoded(plan)
-    if not of_amd(plan) and tokens > _MOST_TOKENS and asked != "normal":
-        message = (
-            f"low-latency dispatch takes {_MOST_TOKENS:,} tokens of a GPU at most, and the plan decodes {tokens:,}"
-        )
-        yield refusal(
-            TARGET.title, message, "set execution.all_to_all: normal, or lower the batch", "execution.all_to_all"
-        )
-    if plan.spec.workload.phase == "prefill" and asked == "low_latency":
-        message = "low-latency dispatch has no room for prompts"
-        yield refusal(TARGET.title, message, "set execution.all_to_all: auto", "execution.all_to_all")
+    if not of_amd(plan):
+        yield from low_latency_faults(plan, TARGET.title, _rank_tokens(plan))
 
 
-def _decoded(plan: VerifiedPlan) -> int:
-    """Tokens of a decode step on one GPU, over all micro-batches."""
-    if plan.spec.workload.phase != "decode":
-        return 0
-    return -(-step_tokens(plan.spec, plan.parallelism).sequences // plan.parallelism.tp)
+def _rank_tokens(plan: VerifiedPlan) -> int:
+    """Tokens of a step on one GPU; those of a TP group are shared out."""
+    return -(-group_tokens(plan) // plan.parallelism.tp)
 
 
 def notes(job: Job) -> Iterator[str]:
@@ -82,11 +77,11 @@ def variables(plan: VerifiedPlan) -> dict[str, str]:
     par, found = plan.parallelism, {}
     if par.pp > 1:
         found["SGLANG_PP_LAYER_PARTITION"] = ",".join(map(str, par.stage_sizes))
-    tokens = _decoded(plan)
+    tokens = _rank_tokens(plan)
     if of_amd(plan):
         if tokens > _MORI_TOKENS:
             found["SGLANG_MORI_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] = str(tokens)
-    elif _DEEPEP_TOKENS < tokens <= _MOST_TOKENS:
+    elif is_low_latency(plan) and tokens > _DEEPEP_TOKENS:
         found["SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] = str(tokens)
     return found
 
@@ -119,11 +114,11 @@ def arguments(plan: VerifiedPlan) -> list[tuple[str, str]]:
     if plan.spec.model.dtype_of("kv_cache") == "fp8":
         found.append(("--kv-cache-dtype", "fp8_e4m3"))
     if plan.spec.workload.phase == "prefill":
-        chunk = step_tokens(plan.spec, par).group * plan.spec.workload.micro_batches
-        found.append(("--chunked-prefill-size", str(chunk * par.attention_dp)))  # it divides it likewise
+        found.append(("--chunked-prefill-size", str(group_tokens(plan) * par.attention_dp)))  # it divides it likewise
     else:
-        most = step_tokens(plan.spec, par).sequences * par.attention_dp
-        found.append(("--max-running-requests", str(most)))  # it divides them over the TP groups
+        found.append(
+            ("--max-running-requests", str(group_tokens(plan) * par.attention_dp))
+        )  # it divides them over the TP groups
     if slots > moe.experts:
         found.append(("--ep-num-redundant-experts", str(slots - moe.experts)))
     found.append(("--ep-dispatch-algorithm", "static"))  # without one, tokens would go where experts are not

@@ -14,14 +14,22 @@ import numpy as np
 from planc.diagnostics import Diagnostic
 from planc.export.nodes import Instance, instances, node_faults, of_amd
 from planc.export.permutation import Permutation, Seats, permutation_json, relabelled
-from planc.export.slots import gating_notes, one_stage, slot_faults, slot_tables
+from planc.export.slots import (
+    gating_notes,
+    group_tokens,
+    is_low_latency,
+    low_latency_faults,
+    one_stage,
+    slot_faults,
+    slot_tables,
+)
 from planc.export.target import Job, Target, refusal, text_of
-from planc.placement import step_tokens
 from planc.verify import VerifiedPlan
 
 RECIPE, MAP = "permutation.json", "expert_map.json"
 _FAST_HIDDEN = (2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192)  #: hidden sizes of DeepEP's low-latency kernels
 _MOST_COPIES = 1023
+_QP_DEPTH = 1024  #: NVSHMEM's default, of which DeepEP needs twice the tokens and two more
 _NEVER = 10**12  #: steps after which the balancer would move experts: it starts at three quarters of them
 
 
@@ -90,6 +98,8 @@ def faults(job: Job) -> Iterator[Diagnostic]:
             f"and the plan has stages of {par.ep} GPUs"
         )
         yield refusal(title, message, one_stage(plan), "parallelism.pp")
+    if par.attention_dp > 1 and not of_amd(plan):
+        yield from low_latency_faults(plan, title, group_tokens(plan))
     hidden = plan.spec.model.hidden
     if par.attention_dp > 1 and _backend(plan) == "deepep_low_latency" and hidden > _FAST_HIDDEN[-1]:
         message = f"its low-latency dispatch takes hidden sizes up to {_FAST_HIDDEN[-1]}, and the model has {hidden}"
@@ -169,13 +179,7 @@ def _redundant(plan: VerifiedPlan) -> int:
 
 def _backend(plan: VerifiedPlan) -> str:
     maker = "mori" if of_amd(plan) else "deepep"
-    return f"{maker}_{'low_latency' if _quick(plan) else 'high_throughput'}"
-
-
-def _quick(plan: VerifiedPlan) -> bool:
-    """Whether dispatch is DeepEP's for few tokens."""
-    asked, phase = plan.spec.execution.all_to_all, plan.spec.workload.phase
-    return asked == "low_latency" or (asked == "auto" and phase == "decode")
+    return f"{maker}_{'low_latency' if is_low_latency(plan) else 'high_throughput'}"
 
 
 def _extra_file(job: Job) -> str:
@@ -211,9 +215,15 @@ def notes(job: Job) -> Iterator[str]:
 
 
 def variables(plan: VerifiedPlan) -> dict[str, str]:
-    """Environment of every process: layers of the stages, which it would share out in its own way."""
-    par = plan.parallelism
-    return {"VLLM_PP_LAYER_PARTITION": ",".join(map(str, par.stage_sizes))} if par.pp > 1 else {}
+    """Environment of every process: layers of the stages, which it would share out in its own way, and what DeepEP needs for
+    the tokens of a decode step."""
+    par, found = plan.parallelism, {}
+    if par.pp > 1:
+        found["VLLM_PP_LAYER_PARTITION"] = ",".join(map(str, par.stage_sizes))
+    tokens = group_tokens(plan)
+    if par.attention_dp > 1 and _backend(plan) == "deepep_low_latency" and 2 * (tokens + 1) > _QP_DEPTH:
+        found["NVSHMEM_QP_DEPTH"] = str(2 * (tokens + 1))
+    return found
 
 
 def arguments(job: Job) -> list[tuple[str, str]]:
@@ -227,10 +237,11 @@ def arguments(job: Job) -> list[tuple[str, str]]:
         found += [("--data-parallel-size", str(par.attention_dp)), ("--all2all-backend", _backend(plan))]
     if plan.spec.model.dtype_of("kv_cache") == "fp8":
         found.append(("--kv-cache-dtype", "fp8"))
-    if plan.spec.workload.phase == "prefill":
-        found.append(("--max-num-batched-tokens", str(step_tokens(plan.spec, par).group * parts)))  # of an engine
-    else:
-        found.append(("--max-num-seqs", str(step_tokens(plan.spec, par).sequences)))  # of an engine, a TP group
+    tokens, prefill = str(group_tokens(plan)), plan.spec.workload.phase == "prefill"
+    if not prefill:
+        found.append(("--max-num-seqs", tokens))  # of an engine, a TP group
+    if prefill or (par.attention_dp > 1 and is_low_latency(plan)):
+        found.append(("--max-num-batched-tokens", tokens))  # for which low-latency buffers have room
     if _splits(plan):
         found.append(("--enable-dbo", "") if parts == 2 else ("--ubatch-size", str(parts)))
         found += [(f"--dbo-{phase}-token-threshold", str(parts)) for phase in ("decode", "prefill")]

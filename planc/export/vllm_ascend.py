@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 from planc.diagnostics import Diagnostic
 from planc.export.nodes import instances, node_faults
-from planc.export.slots import gating_notes, has_copies, one_stage, slot_faults, slot_tables
+from planc.export.slots import gating_notes, group_tokens, has_copies, one_stage, slot_faults, slot_tables
 from planc.export.target import Job, Target, refusal, text_of
-from planc.placement import step_tokens
 from planc.verify import VerifiedPlan
 
 MAP = "expert_map.json"
@@ -48,14 +47,6 @@ def notes(job: Job) -> Iterator[str]:
         yield f"the {plan.spec.workload.micro_batches} micro-batches of the plan are not asked for"
 
 
-def _limit(plan: VerifiedPlan) -> str:
-    """What a data-parallel rank takes at a time, as the plan has memory for."""
-    tokens = step_tokens(plan.spec, plan.parallelism)
-    if plan.spec.workload.phase == "decode":
-        return f"--max-num-seqs {tokens.sequences}"
-    return f"--max-num-batched-tokens {tokens.group * plan.spec.workload.micro_batches}"
-
-
 def map_text(plan: VerifiedPlan) -> str:
     """The map: MoE layers and devices are counted from 0, in order, as the engine reads them."""
     layers = []
@@ -79,7 +70,8 @@ def files(job: Job) -> Iterator[tuple[str, bytes]]:
             map=MAP,
             tp=par.tp,
             data_parallel=par.attention_dp,
-            limit=_limit(plan),
+            limit="--max-num-seqs" if plan.spec.workload.phase == "decode" else "--max-num-batched-tokens",
+            tokens=group_tokens(plan),
             instances=instances(plan),
             notes=list(notes(job)),
         ),

@@ -222,9 +222,11 @@ def test_more_than_dispatch_has_room_for_is_refused(tmp_path: Path) -> None:
     write(plan, ["sglang"], tmp_path, model="m")
     found = launched(tmp_path / "sglang", "0", "0", "h")
     assert (found.chunked_prefill_size, found.max_running_requests) == (128, None)  # 16 on each of 8 GPUs
-    plan = planc.compile(small_spec(parallelism=degrees, workload=prefill, execution={"all_to_all": "low_latency"}))
-    [fault] = refusals(plan, ["sglang"])["sglang"]
-    assert "no room for prompts" in fault.message
+    long = prefill | {"isl": 600, "prefill_chunk": 300}
+    plan = planc.compile(small_spec(parallelism=degrees, workload=long, execution={"all_to_all": "low_latency"}))
+    write(plan, ["sglang"], tmp_path, model="m")
+    done = start(tmp_path / "sglang" / "launch.sh", "python3", "0", "0", "h")
+    assert done.variables["SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] == "300"  # prompts go the same way
 
 
 def test_scripts_know_their_folder_whatever_cd_looks_up(tmp_path: Path) -> None:

@@ -383,3 +383,17 @@ def test_a_numbering_is_found_where_there_is_one(groups: int) -> None:
         assert (got in good) if good else got is None
         found += got is not None
     assert 0 < found < 60
+
+
+@pytest.mark.parametrize(("tokens", "asked", "depth"), [(511, "auto", ""), (512, "auto", "1026"), (512, "normal", "")])
+def test_buffers_of_dispatch_have_room_for_a_step(tmp_path: Path, tokens: int, asked: str, depth: str) -> None:
+    """vLLM makes them for as many tokens as a batch may have, by default more than DeepEP takes."""
+    degrees, work = {"dp": 1, "pp": 1, "ep": 8, "tp": 1}, {"batch": 8 * tokens, "isl": 2, "osl": 1}
+    plan = planc.compile(small_spec(parallelism=degrees, workload=work, execution={"all_to_all": asked}))
+    write(plan, ["vllm"], tmp_path, model="m")
+    done = start(tmp_path / "vllm" / "launch.sh", "vllm", "0", "0", "h")
+    got = parsed(done.words[1:], OPTIONS, "model")
+    assert got.max_num_seqs == tokens and got.max_num_batched_tokens == (None if asked == "normal" else tokens)
+    assert done.variables.get("NVSHMEM_QP_DEPTH", "") == depth
+    more = planc.compile(small_spec(parallelism=degrees, workload=work | {"batch": 8 * 1025}))
+    assert "1,025" in refusals(more, ["vllm"])["vllm"][0].message
