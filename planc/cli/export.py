@@ -11,7 +11,7 @@ from planc.diagnostics import Diagnostic, PlancError, Span
 
 def export(options: argparse.Namespace) -> int:
     """Write the targets asked for, list those there are."""
-    from planc.export import export as to_files
+    from planc.export import write
 
     if options.list:
         _list(options)
@@ -25,7 +25,7 @@ def export(options: argparse.Namespace) -> int:
         raise PlancError([Diagnostic("PLN502", f"{missing} is missing", missing, Span("--to", 1, 1), hint)])
     plan = load_any(options.plan, options.set)
     asked = dict(part.partition("=")[::2] for part in options.option)
-    done = to_files(plan, names, options.output, model=options.model, image=options.image, options=asked)
+    done = write(plan, names, options.output, model=options.model, image=options.image, options=asked)
     if options.json:
         print_json(
             {

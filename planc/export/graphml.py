@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from planc.diagnostics import Diagnostic
 from planc.export.graph_xml import EDGE, LACKS, NODE, SAYS, as_text, edges, graph_faults, nodes
-from planc.export.target import Job, Target
+from planc.export.target import Job, Target, nothing
 from planc.render.text import xml_escape
 
 _SPACE = "http://graphml.graphdrawing.org/xmlns"
@@ -15,11 +15,6 @@ _SPACE = "http://graphml.graphdrawing.org/xmlns"
 def faults(job: Job) -> Iterator[Diagnostic]:
     """Graphs too large to open."""
     yield from graph_faults(job.plan, TARGET.title)
-
-
-def notes(job: Job) -> Iterator[str]:
-    """Nothing is read otherwise."""
-    yield from ()
 
 
 def files(job: Job) -> Iterator[tuple[str, bytes]]:
@@ -42,6 +37,6 @@ TARGET = Target(
     says=SAYS,
     lacks=LACKS,
     faults=faults,
-    notes=notes,
+    notes=nothing,
     files=files,
 )

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from planc.diagnostics import Diagnostic
 from planc.export import sglang, vllm
-from planc.export.nodes import instances, of_amd
+from planc.export.nodes import fitting, instances, of_amd
 from planc.export.target import Job, refusal
 from planc.verify import VerifiedPlan
 
@@ -47,8 +47,7 @@ def machine_faults(plan: VerifiedPlan, title: str) -> Iterator[Diagnostic]:
     elif len(shapes) > 1:
         (nodes, gpus), (others, other_gpus) = list(shapes)[:2]
         message = f"a replica is on {nodes} nodes with {gpus} GPUs each, and another on {others} with {other_gpus}"
-        change = f"choose degrees whose product is a multiple of the {cluster.groups[0].gpus_per_node} GPUs of a node, or divides them"
-        yield refusal(title, message, change, "parallelism")
+        yield refusal(title, message, fitting(plan), "parallelism")
 
 
 def machine_notes(plan: VerifiedPlan) -> Iterator[str]:

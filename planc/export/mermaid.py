@@ -9,13 +9,18 @@ import json
 from collections.abc import Iterator
 
 from planc.diagnostics import Diagnostic
-from planc.export.target import Job, Target, refusal
+from planc.export.target import Job, Target, nothing, refusal
 from planc.render.simplified import MAX_RUNS, simplified_view
 from planc.render.style import COMMS
 from planc.render.view import Edge, Frame, Node, View
 from planc.verify import VerifiedPlan
 
 MAX_EDGES = 100  #: what stays readable; Mermaid itself stops at 500
+_ROOM = (
+    "config:",
+    "  flowchart:",
+    "    subGraphTitleMargin: {top: 4, bottom: 16}",
+)  #: so that no shape touches a frame's title
 _LONG = 26  #: characters of a label that Mermaid may break; it is broken behind the shape then, as in the figure
 _SHAPES = {"ellipse": ("([", "])"), "round": ("(", ")"), "box": ("[", "]"), "parallelogram": ("[/", "/]")}
 _SPECIAL = {ord(c): f"#{ord(c)};" for c in '#"&<>`%;{}|\\'}  #: Mermaid's entities: a number between # and ;
@@ -27,11 +32,6 @@ def faults(job: Job) -> Iterator[Diagnostic]:
     if len(view.edges) > MAX_EDGES:
         message = f"the outline of this plan has {len(view.edges)} edges; {MAX_EDGES} are the most that stay readable"
         yield refusal(TARGET.title, message, "plan fewer replicas that differ: parallelism.dp", "parallelism.dp")
-
-
-def notes(job: Job) -> Iterator[str]:
-    """Nothing is read otherwise."""
-    yield from ()
 
 
 def files(job: Job) -> Iterator[tuple[str, bytes]]:
@@ -52,7 +52,7 @@ def _flowchart(view: View) -> str:
     names = {node.id: f"n{number}" for number, node in enumerate(view.nodes)}
     looks = {look: f"c{number}" for number, look in enumerate(dict.fromkeys(map(_look, view.nodes)))}
     title = json.dumps(view.title, ensure_ascii=False).replace("%", "\\u0025")  # no directive of Mermaid's
-    lines = ["---", f"title: {title}", "---", "flowchart TB"]
+    lines = ["---", f"title: {title}", *_ROOM, "---", "flowchart TB"]
     lines += _inside(view, None, names)
     lines += [f"  {line}" for line in _edges(view.edges, names)]
     for look, name in looks.items():
@@ -122,6 +122,6 @@ TARGET = Target(
     says="the plan in outline: one layer of every kind, replicas folded, tensors and classes of communication",
     lacks=f"single ops of GPUs, times, figures of more than {MAX_EDGES} edges",
     faults=faults,
-    notes=notes,
+    notes=nothing,
     files=files,
 )

@@ -63,6 +63,12 @@ def node_faults(plan: VerifiedPlan, title: str) -> Iterator[Diagnostic]:
             return
 
 
+def fitting(plan: VerifiedPlan) -> str:
+    """The change after which replicas fit nodes, all in one way."""
+    sizes = {group.gpus_per_node for group in plan.spec.cluster.groups}
+    return f"set pp · ep to a divisor of {math.gcd(*sizes)}" + (", or to a multiple" if len(sizes) == 1 else "")
+
+
 def of_amd(plan: VerifiedPlan) -> bool:
     """Whether the GPUs are AMD's, by their names (`mi300x`); of other names NVIDIA's are meant."""
     return any(re.match(r"(amd.*)?mi\d", group.gpu.name, re.IGNORECASE) for group in plan.spec.cluster.groups)

@@ -7,17 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from planc.cost.step import exchange_mode
 from planc.diagnostics import Diagnostic
 from planc.export.nodes import instances, node_faults, of_amd
-from planc.export.slots import (
-    gating_notes,
-    group_tokens,
-    has_copies,
-    is_low_latency,
-    low_latency_faults,
-    slot_faults,
-    slot_tables,
-)
+from planc.export.slots import redundant, slot_faults, slot_tables
+from planc.export.step import gating_notes, group_tokens, low_latency_faults
 from planc.export.target import Job, Target, refusal, text_of
 from planc.placement.expert_map import map_json
 from planc.verify import VerifiedPlan
@@ -62,7 +56,7 @@ def notes(job: Job) -> Iterator[str]:
         yield f"dense layers are whole on every GPU, as it splits them over all {par.ep} or none; the plan over {par.tp}"
     if _before_hopper(plan):
         yield "DeepGEMM, which it runs experts with behind DeepEP, needs GPUs of Hopper or later"
-    if has_copies(plan):
+    if redundant(plan):
         yield "of an expert's copies a GPU uses its own first, then one on its node"
     if model.dtype_of("dispatch") != "fp8" and model.dtype_of("expert_weights") == "fp8":
         yield f"it chooses the dtype of dispatched tokens itself; the plan has {model.dtype_of('dispatch')}"
@@ -81,7 +75,7 @@ def variables(plan: VerifiedPlan) -> dict[str, str]:
     if of_amd(plan):
         if tokens > _MORI_TOKENS:
             found["SGLANG_MORI_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] = str(tokens)
-    elif is_low_latency(plan) and tokens > _DEEPEP_TOKENS:
+    elif exchange_mode(plan.spec) == "low_latency" and tokens > _DEEPEP_TOKENS:
         found["SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] = str(tokens)
     return found
 
@@ -94,9 +88,6 @@ def _overlaps(plan: VerifiedPlan) -> bool:
 def arguments(plan: VerifiedPlan) -> list[tuple[str, str]]:
     """(flag, value) of one instance, "" for a switch; without what differs from node to node."""
     par = plan.parallelism
-    moe = plan.spec.model.moe
-    assert moe is not None
-    slots = next(iter(slot_tables(plan).values())).size
     found = [("--tp-size", str(par.ep))]
     if par.pp > 1:
         found.append(("--pp-size", str(par.pp)))
@@ -113,14 +104,12 @@ def arguments(plan: VerifiedPlan) -> list[tuple[str, str]]:
             found.append(("--moe-runner-backend", "deep_gemm"))  # the only one with DeepEP for such weights
     if plan.spec.model.dtype_of("kv_cache") == "fp8":
         found.append(("--kv-cache-dtype", "fp8_e4m3"))
-    if plan.spec.workload.phase == "prefill":
-        found.append(("--chunked-prefill-size", str(group_tokens(plan) * par.attention_dp)))  # it divides it likewise
-    else:
-        found.append(
-            ("--max-running-requests", str(group_tokens(plan) * par.attention_dp))
-        )  # it divides them over the TP groups
-    if slots > moe.experts:
-        found.append(("--ep-num-redundant-experts", str(slots - moe.experts)))
+    tokens = str(group_tokens(plan) * par.attention_dp)  # which it divides over the TP groups
+    found.append(
+        ("--chunked-prefill-size" if plan.spec.workload.phase == "prefill" else "--max-running-requests", tokens)
+    )
+    if redundant(plan):
+        found.append(("--ep-num-redundant-experts", str(redundant(plan))))
     found.append(("--ep-dispatch-algorithm", "static"))  # without one, tokens would go where experts are not
     if _overlaps(plan):
         found.append(("--enable-two-batch-overlap", ""))

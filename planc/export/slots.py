@@ -11,8 +11,7 @@ import numpy as np
 
 from planc.diagnostics import Diagnostic
 from planc.export.target import refusal
-from planc.placement import step_tokens
-from planc.placement.expert_map import EMPTY
+from planc.planner.tables import EMPTY
 from planc.verify import VerifiedPlan
 
 
@@ -68,15 +67,11 @@ def _filled(plan: VerifiedPlan) -> tuple[str, str]:
     return "set expert_rule.spares: replicate, so that they hold further copies", "expert_rule.spares"
 
 
-def gating_notes(plan: VerifiedPlan) -> Iterator[str]:
-    """Who routes tokens in engines, where the plan has it otherwise."""
-    if plan.parallelism.leaders_gate:
-        yield "every GPU of a TP group routes its share of the tokens; the plan's leaders, which route for all, are planc's own"
-
-
-def has_copies(plan: VerifiedPlan) -> bool:
-    """Whether an expert has further copies."""
-    return any((part.copies > 1).any() for part in plan.placement.layers.values())
+def redundant(plan: VerifiedPlan) -> int:
+    """Slots of a layer beyond one for each expert; of a plan for which `slot_faults` finds nothing, its further copies."""
+    moe = plan.spec.model.moe
+    assert moe is not None
+    return next(iter(slot_tables(plan).values())).size - moe.experts
 
 
 def one_stage(plan: VerifiedPlan) -> str:
@@ -85,27 +80,3 @@ def one_stage(plan: VerifiedPlan) -> str:
     ep = par.ep * par.pp
     fill = " and expert_rule.spares: replicate" if moe is not None and moe.experts % (ep // par.expert_tp) else ""
     return f"set parallelism.pp: 1 and ep: {ep}{fill}"
-
-
-LOW_LATENCY_TOKENS = 1024  #: of a rank, the most that DeepEP's low-latency dispatch can have room for
-
-
-def is_low_latency(plan: VerifiedPlan) -> bool:
-    """Whether the plan's dispatch is the one for few tokens."""
-    asked = plan.spec.execution.all_to_all
-    return asked == "low_latency" or (asked == "auto" and plan.spec.workload.phase == "decode")
-
-
-def group_tokens(plan: VerifiedPlan) -> int:
-    """Tokens that a TP group takes in a step: one of each of its sequences, or a chunk of prompts."""
-    tokens, work = step_tokens(plan.spec, plan.parallelism), plan.spec.workload
-    return tokens.sequences if work.phase == "decode" else tokens.group * work.micro_batches
-
-
-def low_latency_faults(plan: VerifiedPlan, title: str, tokens: int) -> Iterator[Diagnostic]:
-    """Why DeepEP's low-latency dispatch, where the plan has it, cannot take the ``tokens`` of a rank and step."""
-    if is_low_latency(plan) and tokens > LOW_LATENCY_TOKENS:
-        message = (
-            f"low-latency dispatch takes {LOW_LATENCY_TOKENS:,} tokens of a rank at most, and the plan has {tokens:,}"
-        )
-        yield refusal(title, message, "set execution.all_to_all: normal, or lower the batch", "execution.all_to_all")

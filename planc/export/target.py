@@ -56,6 +56,11 @@ class Target:
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+def nothing(_: Job) -> tuple[()]:
+    """No fault, or no note."""
+    return ()
+
+
 def refusal(title: str, message: str, change: str, path: str = "") -> Diagnostic:
     """PLN503: a target cannot express a plan; ``change`` is the smallest that it could, ``path`` the key to change."""
     return Diagnostic("PLN503", f"{title}: {message}", path=path, hint=change)

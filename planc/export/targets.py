@@ -68,7 +68,7 @@ class Exported:
     refused: dict[str, list[Diagnostic]]
 
 
-def export(
+def write(
     plan: VerifiedPlan,
     targets: Sequence[str],
     folder: str | os.PathLike[str],
@@ -110,19 +110,6 @@ def export(
         with suppress(OSError):
             (Path(folder) / name).rmdir()  # what an earlier export leaves when it had no other files there
     return Exported(paths[:-1], notes, refused)
-
-
-def write(
-    plan: VerifiedPlan,
-    targets: Sequence[str],
-    folder: str | os.PathLike[str],
-    *,
-    model: str = "",
-    image: str = "",
-    options: Mapping[str, str] | None = None,
-) -> list[Path]:
-    """As `export`, and returns the paths of the targets' files."""
-    return export(plan, targets, folder, model=model, image=image, options=options).paths
 
 
 def _record(job: Job, name: str, notes: list[str], files: list[str]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from planc.diagnostics import Diagnostic
 from planc.export.nodes import instances, node_faults, of_amd
-from planc.export.slots import has_copies, slot_faults, slot_tables
+from planc.export.slots import redundant, slot_faults, slot_tables
+from planc.export.step import group_tokens
 from planc.export.target import Job, Target, refusal, text_of
 from planc.placement import step_tokens
 from planc.verify import VerifiedPlan
@@ -36,7 +37,7 @@ def notes(job: Job) -> Iterator[str]:
         yield "it does not overlap two micro-batches in a step; the plan's prediction does"
     if _leaves_nvlink(plan):
         yield "between NVLink domains it takes DeepEP where that is installed and knows the number of nodes, else it gathers all tokens"
-    if has_copies(plan):
+    if redundant(plan):
         yield "an expert's copies share its tokens in the engine's own way"
 
 
@@ -57,11 +58,10 @@ def options(plan: VerifiedPlan) -> dict[str, Any]:
     }
     if par.pp > 1:
         found["pp_partition"] = list(par.stage_sizes)
-    tokens = step_tokens(plan.spec, par)
-    found["max_batch_size"] = tokens.sequences
+    found["max_batch_size"] = step_tokens(plan.spec, par).sequences
     found["max_seq_len"] = work.context
     if work.phase == "prefill":
-        found["max_num_tokens"] = tokens.group * work.micro_batches
+        found["max_num_tokens"] = group_tokens(plan)
         found["enable_chunked_prefill"] = found["max_num_tokens"] < work.isl
     if plan.spec.model.dtype_of("kv_cache") == "fp8":
         found["kv_cache_config"] = {"dtype": "fp8"}

@@ -11,18 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planc.cost.step import exchange_mode
 from planc.diagnostics import Diagnostic
 from planc.export.nodes import Instance, instances, node_faults, of_amd
 from planc.export.permutation import Permutation, Seats, permutation_json, relabelled
-from planc.export.slots import (
-    gating_notes,
-    group_tokens,
-    is_low_latency,
-    low_latency_faults,
-    one_stage,
-    slot_faults,
-    slot_tables,
-)
+from planc.export.slots import one_stage, redundant, slot_faults, slot_tables
+from planc.export.step import gating_notes, group_tokens, low_latency_faults
 from planc.export.target import Job, Target, refusal, text_of
 from planc.verify import VerifiedPlan
 
@@ -110,15 +104,15 @@ def faults(job: Job) -> Iterator[Diagnostic]:
 def _placement_faults(job: Job) -> Iterator[Diagnostic]:
     plan, par, moe, title = job.plan, job.plan.parallelism, job.plan.spec.model.moe, TARGET.title
     assert moe is not None
-    found, copies, how = permutations(plan), _redundant(plan) > 0, job.options.get("vllm.map", "permutation")
+    found, copies, how = permutations(plan), redundant(plan) > 0, job.options.get("vllm.map", "permutation")
     moved = next((layer for layer, old in found.items() if not _plain(old)), None)
     stuck = next((layer for layer, old in found.items() if old is None), None)
     if par.pp > 1 and (copies or (how == "pr-49572" and moved is not None)):
         message = "its balancer, which holds further copies and other maps, expects every MoE layer on each rank, not a stage's"
         yield refusal(title, message, one_stage(plan), "parallelism.pp")
-    if _redundant(plan) > _MOST_COPIES:
+    if redundant(plan) > _MOST_COPIES:
         message = (
-            f"its balancer holds {_MOST_COPIES} further copies of a layer at most, and the plan has {_redundant(plan)}"
+            f"its balancer holds {_MOST_COPIES} further copies of a layer at most, and the plan has {redundant(plan)}"
         )
         slots = (moe.experts + _MOST_COPIES) // par.holders
         change = (
@@ -171,15 +165,13 @@ def _splits(plan: VerifiedPlan) -> bool:
     return plan.spec.workload.micro_batches > 1 and par.attention_dp > 1 and par.pp == 1 and not of_amd(plan)
 
 
-def _redundant(plan: VerifiedPlan) -> int:
-    moe = plan.spec.model.moe
-    assert moe is not None
-    return next(iter(slot_tables(plan).values())).size - moe.experts
-
-
 def _backend(plan: VerifiedPlan) -> str:
     maker = "mori" if of_amd(plan) else "deepep"
-    return f"{maker}_{'low_latency' if is_low_latency(plan) else 'high_throughput'}"
+    return f"{maker}_{'low_latency' if _quick(plan) else 'high_throughput'}"
+
+
+def _quick(plan: VerifiedPlan) -> bool:
+    return exchange_mode(plan.spec) == "low_latency"
 
 
 def _extra_file(job: Job) -> str:
@@ -203,7 +195,7 @@ def notes(job: Job) -> Iterator[str]:
         yield "without data parallelism every GPU routes all tokens, and an all-reduce takes the place of dispatch and combine"
     else:
         yield from gating_notes(plan)
-    if _redundant(plan) > 0:
+    if redundant(plan) > 0:
         yield "of an expert's copies a token takes one by its place in the batch"
     if par.attention_dp > 1 and _backend(plan) == "deepep_low_latency" and plan.spec.model.hidden not in _FAST_HIDDEN:
         wide = next((size for size in _FAST_HIDDEN if size >= plan.spec.model.hidden), 0)
@@ -240,13 +232,13 @@ def arguments(job: Job) -> list[tuple[str, str]]:
     tokens, prefill = str(group_tokens(plan)), plan.spec.workload.phase == "prefill"
     if not prefill:
         found.append(("--max-num-seqs", tokens))  # of an engine, a TP group
-    if prefill or (par.attention_dp > 1 and is_low_latency(plan)):
+    if prefill or (par.attention_dp > 1 and _quick(plan)):
         found.append(("--max-num-batched-tokens", tokens))  # for which low-latency buffers have room
     if _splits(plan):
         found.append(("--enable-dbo", "") if parts == 2 else ("--ubatch-size", str(parts)))
         found += [(f"--dbo-{phase}-token-threshold", str(parts)) for phase in ("decode", "prefill")]
-    if _redundant(plan) > 0 or _extra_file(job) == MAP:
-        config: dict[str, int | str] = {"num_redundant_experts": _redundant(plan), "step_interval": _NEVER}
+    if redundant(plan) > 0 or _extra_file(job) == MAP:
+        config: dict[str, int | str] = {"num_redundant_experts": redundant(plan), "step_interval": _NEVER}
         if _extra_file(job) == MAP:
             config["initial_expert_map_path"] = MAP
         found += [("--enable-eplb", ""), ("--eplb-config", f"'{json.dumps(config)}'")]

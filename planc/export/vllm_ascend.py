@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from planc.diagnostics import Diagnostic
 from planc.export.nodes import instances, node_faults
-from planc.export.slots import gating_notes, group_tokens, has_copies, one_stage, slot_faults, slot_tables
+from planc.export.slots import one_stage, redundant, slot_faults, slot_tables
+from planc.export.step import gating_notes, group_tokens
 from planc.export.target import Job, Target, refusal, text_of
 from planc.verify import VerifiedPlan
 
@@ -41,7 +42,7 @@ def notes(job: Job) -> Iterator[str]:
         yield "the KV cache is fp8 in the plan, which is not asked for"
     yield "the engine chooses how tokens are exchanged by the machine and the batch; the map is read when it starts"
     yield from gating_notes(plan)
-    if has_copies(plan):
+    if redundant(plan):
         yield "of an expert's copies a rank uses one, by its number"
     if plan.spec.workload.micro_batches > 1:
         yield f"the {plan.spec.workload.micro_batches} micro-batches of the plan are not asked for"

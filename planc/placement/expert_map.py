@@ -17,13 +17,13 @@ import numpy as np
 
 from planc.diagnostics import Diagnostic, PlancError, Span
 from planc.placement.mesh import Parallelism
+from planc.planner.tables import EMPTY
 from planc.routing.opened import npy_array, npz_members
 from planc.spec import Spec
 from planc.spec.text import decode, parse_json, parse_yaml, read_bytes
 
 KEY = "physical_to_logical_map"
 PERMUTATION = "old_expert_of_new_index"  #: of planc's own permutation.json: vLLM puts index i in slot i
-EMPTY = -1
 _MOST_BYTES = 64_000_000
 _FEW = 5
 _ANOTHER = "is this the map of this model?"

@@ -17,6 +17,8 @@ from planc.placement.mesh import Parallelism
 from planc.placement.overflow import overflow_fault
 from planc.spec import ExpertRule, Spec, check_spec
 
+_LONGEST = 1000  #: of the name in a spec: `PlacementSpec.map`
+
 
 def place_as_given(spec: Spec, placed: Placed) -> Placed:
     """The same degrees with every expert where the map at `placement.map` has it, in every replica.
@@ -44,21 +46,9 @@ def with_map(spec: Spec, path: str | Path) -> tuple[Spec, str, list[str]]:
     Raises PlancError PLN024, PLN025 (also for a map that leaves ``ep`` on `auto` open), and what spec and degrees are refused
     for.
     """
-    name = os.fspath(path)
-    if os.path.lexists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        message = f"{name} is no file, and a plan names the map that it was made of"
-        raise PlancError([Diagnostic("PLN024", message, span=Span(name, 1, 1), hint="save the map in a file first")])
-    if not name.isprintable():
-        message = "the name of the file has unprintable characters, and a plan names the map that it was made of"
-        raise PlancError([Diagnostic("PLN024", message, span=Span(ascii(name), 1, 1), hint="rename the file")])
+    way = _way(spec, path)
     found, told = open_map(path), ["placement.policy: given"]
-    place = spec.placement.model_copy(
-        update={
-            "policy": "given",
-            "map": os.path.relpath(os.path.realpath(path), os.path.realpath(spec.folder)),
-            "current": "",
-        }
-    )
+    place = spec.placement.model_copy(update={"policy": "given", "map": way, "current": ""})
     degrees, rule = spec.parallelism, spec.expert_rule
     if degrees.ep == "auto" and found.ranks:
         whole = {"expert_tp": 1} if degrees.expert_tp == "auto" else {}  # devices hold experts, not parts of them
@@ -66,9 +56,6 @@ def with_map(spec: Spec, path: str | Path) -> tuple[Spec, str, list[str]]:
         told += [f"parallelism.ep: {found.ranks}", *(f"parallelism.{key}: {value}" for key, value in whole.items())]
     spec = spec.model_copy(update={"placement": place, "parallelism": degrees})
     faults = check_spec(spec)
-    if len(place.map) > 1000:
-        message = f"the way from the spec to the map has {len(place.map):,} characters, and a plan names the map it was made of"
-        faults.append(Diagnostic("PLN024", message, span=Span(name[:200], 1, 1), hint="move the two closer together"))
     if degrees.ep == "auto" and spec.model.moe is not None:
         message = f"{os.fspath(path)} does not say how many GPUs its slots are on, and parallelism.ep is on auto"
         faults.append(
@@ -91,6 +78,25 @@ def with_map(spec: Spec, path: str | Path) -> tuple[Spec, str, list[str]]:
     return spec.model_copy(update={"expert_rule": rule.model_copy(update=changes)}), found.form, told
 
 
+def _way(spec: Spec, path: str | Path) -> str:
+    """The way from the spec's folder to the map, which a plan names. Raises PlancError PLN024 where it cannot be named."""
+    name = os.fspath(path)
+    way = os.path.relpath(os.path.realpath(path), os.path.realpath(spec.folder))
+    what = ""
+    if os.path.lexists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        what, hint = f"{name} is no file", "save the map in a file first"
+    elif not name.isprintable():
+        what, hint = "the name of the file has unprintable characters", "rename the file"
+    elif len(way) > _LONGEST:
+        what, hint = f"the way from the spec to the map has {len(way):,} characters", "move the two closer together"
+    if what:
+        where = Span(ascii(name)[1:-1][:200], 1, 1)
+        raise PlancError(
+            [Diagnostic("PLN024", f"{what}, and a plan names the map that it was made of", span=where, hint=hint)]
+        )
+    return way
+
+
 def file_faults(spec: Spec, par: Parallelism) -> list[Diagnostic]:
     """Every fault of the map that the spec names."""
     try:
@@ -100,7 +106,8 @@ def file_faults(spec: Spec, par: Parallelism) -> list[Diagnostic]:
 
 
 def rule_faults(spec: Spec, par: Parallelism, tables: np.ndarray) -> list[Diagnostic]:
-    """What of a map the spec's expert rule does not allow."""
+    """What of slot tables int32 [MoE layers, holders, slots] the spec does not allow: PLN025 for a GPU with two copies of an
+    expert, PLN202 for more experts or copies than its rule has room for."""
     slots, copies = needed_rule(tables)
     rule, name, found = spec.expert_rule, spec.placement.map, []
     twice = _twice(tables)
@@ -139,7 +146,8 @@ def _allowed(spec: Spec, par: Parallelism, tables: np.ndarray) -> bool:
 
 
 def needed_rule(tables: np.ndarray) -> tuple[int, bool]:
-    """(experts of a layer on the fullest GPU, whether experts have further copies) of slot tables."""
+    """(experts of a layer on the fullest GPU, whether experts have further copies) of slot tables int32 [MoE layers, holders,
+    slots]."""
     held = tables >= 0
     copies = any(len(np.unique(table[here])) < int(here.sum()) for table, here in zip(tables, held, strict=True))
     return int(held.sum(axis=2).max()), copies

@@ -39,6 +39,18 @@ def test_the_command(run: Callable[..., Any], tmp_path: Path) -> None:
     assert all(f"{name}: " in listed for name in TARGETS)
 
 
+def test_a_plan_that_fails_verification_is_not_exported(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Expert 1 moved onto the GPU of expert 0, by hand: the file says a plan that breaks the rule."""
+    assert run("build", "moe-4l-16gpu-baseline", "-o", tmp_path / "plan", "--figures", "none").status == 0
+    path = tmp_path / "plan" / "plan.json"
+    record = json.loads(path.read_text())
+    block = next(block for block in record["graph"]["blocks"] if block["kind"] == "expert")
+    block["ranks"] = "0-14,14"
+    path.write_text(json.dumps(record))
+    found = run("export", tmp_path / "plan", "--to", "all", "-o", tmp_path / "out")
+    assert found.status == 1 and "error[PLN3" in found.err and not (tmp_path / "out").exists()
+
+
 def listed(folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((folder / "planc-export.json").read_text())["targets"]
     return record

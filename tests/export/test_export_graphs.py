@@ -199,10 +199,12 @@ def lines_of(quoted: str) -> list[str]:
 def parsed(content: bytes) -> Chart:
     """A flowchart read by the grammar above; whatever else a line holds is an error."""
     lines = content.decode().split("\n")
-    assert lines[0] == lines[2] == "---" and lines[3] == "flowchart TB" and lines[-1] == ""
+    begin = lines.index("flowchart TB")
+    assert lines[0] == lines[begin - 1] == "---" and lines[-1] == ""
+    assert lines[2 : begin - 1] == ["config:", "  flowchart:", "    subGraphTitleMargin: {top: 4, bottom: 16}"]
     assert lines[1].startswith("title: ") and "%" not in lines[1]
     chart, frames, styles = Chart(json.loads(lines[1].removeprefix("title: "))), [], {}
-    for line in lines[4:-1]:
+    for line in lines[begin + 1 : -1]:
         if found := NODE.fullmatch(line):
             assert found[1] not in chart.nodes and not chart.edges
             text = next(group for group in found.groups()[1:] if group and group.startswith('"'))

@@ -36,7 +36,7 @@ def test_every_rank_has_its_ops(name: str, example: Compiled, tmp_path: Path) ->
     """Each op once on each of its ranks, as `plan.graph` names them; what is sent and received adds up over the ranks."""
     plan = plan_of(name, example)
     line, world = Job(plan).timeline, plan.parallelism.world_size
-    paths = write(plan, ["kineto"], tmp_path)
+    paths = write(plan, ["kineto"], tmp_path).paths
     assert [path.name for path in paths] == [f"rank{rank}.json.gz" for rank in range(world)]
     want: Counter[str] = Counter()
     for block in plan.blocks.blocks:
@@ -80,7 +80,7 @@ def test_the_same_plan_gives_the_same_bytes() -> None:
 def test_names_are_text_of_json(example: Compiled, tmp_path: Path) -> None:
     plan, name = plan_of("stages", example), 'a "b" \\ <c>\n&\x01é'
     odd = dataclasses.replace(plan, spec=plan.spec.model_copy(update={"name": name}))
-    assert read(write(odd, ["kineto"], tmp_path)[3])["traceName"] == f"{name}, rank 3"
+    assert read(write(odd, ["kineto"], tmp_path).paths[3])["traceName"] == f"{name}, rank 3"
 
 
 def test_one_trace_is_held_at_a_time(example: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:

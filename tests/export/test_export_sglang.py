@@ -16,7 +16,7 @@ from small_specs import LINKS, small_spec
 import planc
 from planc.export import refusals, write
 from planc.export.slots import slot_tables
-from planc.placement.expert_map import EMPTY
+from planc.planner.tables import EMPTY
 
 #: options of SGLang 0.5.23 that the script uses: their choices, or their type. Read in its wheel, sglang/srt/arg_groups/fields
 #: (parallel.py, exec_.py, model.py, device.py), where a field's name with dashes is the flag.

@@ -15,7 +15,7 @@ from small_specs import small_spec
 
 import planc
 from planc.export import refusals, write
-from planc.export.slots import has_copies, slot_tables
+from planc.export.slots import redundant, slot_tables
 from planc.placement.given import with_map
 
 ASKED = int(os.environ.get("PLANC_EXAMPLES", "0"))
@@ -51,7 +51,7 @@ def maps(plan: planc.VerifiedPlan, folder: Path) -> dict[str, Path]:
     np.save(folder / "eplb.npy", stacked)
     np.savez(folder / "eplb.npz", phy2log=stacked)
     (folder / "rows.json").write_text(json.dumps(stacked.tolist()))
-    if not refusals(plan, ["vllm"])["vllm"] and not has_copies(plan):  # copies are vLLM's, and no part of a permutation
+    if not refusals(plan, ["vllm"])["vllm"] and not redundant(plan):  # copies are vLLM's, and no part of a permutation
         write(plan, ["vllm"], folder / "numbered", model="m")
     where = {  # there are such files where vLLM's own layout is another
         "vLLM with its pull request": folder / "vllm" / "expert_map.json",
