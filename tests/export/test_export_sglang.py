@@ -117,6 +117,19 @@ def test_nodes_start_what_the_plan_says(name: str, tmp_path: Path) -> None:
             launched(tmp_path / "sglang", *wrong)
 
 
+def test_every_layer_has_its_own_row(tmp_path: Path) -> None:
+    """Layers placed differently, behind a dense one; the row of that one holds every expert."""
+    rows = [[3, 1, 4, 0, 5, 2, 7, 6], [7, 6, 5, 4, 3, 2, 1, 0]]
+    (tmp_path / "given.json").write_text(json.dumps(rows))
+    moe = {"experts": 8, "top_k": 2, "intermediate": 32}
+    model = {"layers": 3, "moe": moe, "first_k_dense": 1, "dense_mlp": {"intermediate": 64}}
+    placement, degrees = {"map": str(tmp_path / "given.json")}, {"dp": 1, "pp": 1, "ep": 8, "tp": 1}
+    plan = planc.compile(small_spec(model=model, placement=placement, parallelism=degrees))
+    write(plan, ["sglang"], tmp_path, model="m")
+    record = json.loads((tmp_path / "sglang" / "expert_location.json").read_text())["physical_to_logical_map"]
+    assert record[1:] == rows and sorted(record[0]) == list(range(8))
+
+
 def test_stages_have_the_plan_s_layers(tmp_path: Path) -> None:
     """Left alone, the engine shares layers out in its own way, and another GPU would hold some of them."""
     degrees = {"dp": 1, "pp": 2, "ep": 4, "tp": 1, "stages": [3, 1]}
@@ -184,7 +197,9 @@ def test_two_batches_overlap_where_the_engine_can(micro_batches: int, pp: int, a
     degrees = {"dp": 1, "pp": pp, "ep": 8 // pp, "tp": 1}
     plan = planc.compile(small_spec(parallelism=degrees, workload={"micro_batches": micro_batches}))
     write(plan, ["sglang"], tmp_path, model="m")
-    assert launched(tmp_path / "sglang", "0", "0", "h").enable_two_batch_overlap is asked
+    found = launched(tmp_path / "sglang", "0", "0", "h")
+    assert found.enable_two_batch_overlap is asked
+    assert found.max_running_requests == plan.spec.workload.batch  # of all micro-batches
     assert ("micro-batches of the plan are not asked for" in (tmp_path / "sglang" / "launch.sh").read_text()) != asked
 
 
